@@ -1,0 +1,27 @@
+"""Errors that the user can mend: one line each, with the exit code that the process leaves with."""
+
+
+class UserError(Exception):
+    """A mistake outside the program; its message is one line saying what to change.
+
+    Programming errors are not `UserError`s and keep their traceback.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that cannot be honoured: names the key, what was given and what is allowed."""
+
+    exit_code = 2
+
+
+class ConfigNotFoundError(ConfigError, FileNotFoundError):
+    """A configuration file that does not exist; the message names those that do."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DataError(UserError):
+    """Footage or labels that cannot be used: names the file and, where there is one, the line."""
