@@ -1,0 +1,57 @@
+"""Downloads of pretrained weights from the Hugging Face hub, with a bound on the wait where there is no network."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from tracknet.errors import ConfigError
+from tracknet.models.folder import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+
+FILES = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*-of-*.safetensors"]
+
+# The client's questions have no time limit of their own and wait for ever behind a firewall that drops packets. It may ask twice.
+TIMEOUT_SECONDS = 2.0
+
+# Errors of the HTTP library that this version of the client uses (httpx2, httpx): the first base of its own error.
+NETWORK_ERRORS: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError.__bases__[0])
+
+
+def download(name: str, local_files_only: bool) -> Path:
+    """The folder in the hub's cache with `config.json` and the safetensors weights of a model; downloaded if need be.
+
+    Args:
+        name: identifier on the hub, such as `facebook/dinov2-small`.
+        local_files_only: look in the cache and nowhere else.
+
+    Raises:
+        ConfigError: no such model, no access to it, or neither a network nor a cached copy.
+    """
+    reason = "model.backbone.local_files_only is true" if local_files_only else _why_unreachable(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=bool(reason)))
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(f"it is not a folder and not in the hub's cache, and {reason or 'the download failed'}") from error
+    except NETWORK_ERRORS as error:
+        raise ConfigError(f"the download failed ({_first_line(error)})") from error
+
+
+def _why_unreachable(name: str) -> str:
+    """Why the hub cannot be asked, or nothing if it can.
+
+    Raises:
+        ConfigError: the hub answers, but has no such model, or does not show it.
+    """
+    try:
+        HfApi().model_info(name, timeout=TIMEOUT_SECONDS)
+    except HFValidationError as error:
+        raise ConfigError("it is neither a folder nor an identifier on the hub, which looks like owner/name") from error
+    except RepositoryNotFoundError as error:  # the gated ones included
+        raise ConfigError("the hub has no such model, or shows it only to users with access (hf auth login)") from error
+    except NETWORK_ERRORS as error:
+        return f"the hub cannot be reached ({_first_line(error)})"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".")

@@ -1,0 +1,132 @@
+"""The one model class: uint8 windows in, logits out, saved and loaded as a transformers folder."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from tracknet.errors import ConfigError
+from tracknet.models.configuration import TrackNetConfig
+from tracknet.models.folder import loading_problem, quiet_transformers
+from tracknet.models.networks import HeatmapNetwork, build_network
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels / 255: what torchvision and transformers train with
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TrackNetModel(PreTrainedModel):
+    """Finds the ball in every frame of a window; see `forward` for shapes and `build_model` for making one."""
+
+    config_class = TrackNetConfig
+    main_input_name = "frames"
+
+    network: HeatmapNetwork
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(self, config: TrackNetConfig) -> None:
+        super().__init__(config)
+        self.network = build_network(config)
+        self.backbone_frozen = False
+        mean = torch.tensor(IMAGENET_MEAN if config.normalize else (0.0, 0.0, 0.0))
+        std = torch.tensor(IMAGENET_STD if config.normalize else (1.0, 1.0, 1.0))
+        # Saved with the weights: transformers builds on the meta device, where buffers that are not saved stay unset.
+        self.register_buffer("pixel_scale", (1.0 / (255.0 * std)).view(3, 1, 1))
+        self.register_buffer("pixel_shift", (-mean / std).view(3, 1, 1))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every layer initialises itself where it is made."""
+
+    def forward(self, frames: Tensor, background: Tensor | None = None, dropout_keys: Tensor | None = None) -> Tensor:
+        """Logits of the ball's heatmap in every frame.
+
+        Args:
+            frames: uint8 (B, T, 3, H, W), RGB, T as in the configuration; any H and W.
+            background: uint8 (B, 3, H, W), the clip's median picture under the same geometry; None where the configuration has none.
+            dropout_keys: int64 (B,), one per sample; needed in training with dropout above 0. The same key gives the same mask.
+
+        Returns:
+            (B, T, h, w) float, with h = round(H * heatmap height / input height), and w alike; float32 under autocast.
+
+        Raises:
+            ValueError: another T than the network's, or a background where it has none, or none where it needs one.
+        """
+        if frames.shape[1] != self.config.frames:
+            raise ValueError(f"the network takes windows of {self.config.frames} frames, got {frames.shape[1]}")
+        if (background is not None) != self.config.background:
+            raise ValueError(f"the network takes {'a' if self.config.background else 'no'} background picture beside the frames")
+        size_hw = self.config.heatmap_size_hw((frames.shape[-2], frames.shape[-1]))
+        logits: Tensor = self.network(self._pictures(frames, background), size_hw, dropout_keys)
+        return logits
+
+    def _pictures(self, frames: Tensor, background: Tensor | None) -> Tensor:
+        """Normalised float (B, T, 3, H, W), or (B, T, 6, H, W) with the difference frame - background on the same scale."""
+        values = frames.to(self.pixel_scale.dtype)
+        pictures = values * self.pixel_scale + self.pixel_shift
+        if background is None:
+            return pictures
+        difference = (values - background[:, None]) * self.pixel_scale
+        return torch.cat([pictures, difference], dim=2)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, from safetensors alone, and with nothing missing or left over; a local folder never asks the hub.
+
+        Args:
+            pretrained_model_name_or_path: folder with `config.json` and `model.safetensors`, or an identifier on the hub.
+            *args: to transformers.
+            **kwargs: to transformers; `use_safetensors` is always true, `ignore_mismatched_sizes` never honoured.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info`, also transformers' report.
+
+        Raises:
+            ConfigError: no such model, no safetensors weights, or weights that do not fit the configuration.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # mismatches are named and refused below
+        try:
+            with quiet_transformers():
+                loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ConfigError(f"model {pretrained_model_name_or_path} cannot be loaded ({' '.join(str(error).split())})") from error
+        model, report = loaded
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if problem := loading_problem(report, kinds, harmless=lambda _: False):
+            raise ConfigError(f"model {pretrained_model_name_or_path}: its weights do not fit its config.json: {problem}")
+        return (model, report) if wants_report else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers' own (`config.json`, `model.safetensors`), without its progress bar and under the module's names.
+
+        Left alone it writes the backbone's tensors under the names of older versions, which `load_state_dict` would not know again.
+        """
+        kwargs["save_original_format"] = False
+        with quiet_transformers():
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that `freeze_backbone` holds still; the rest (input, fusion, decoder, head) always trains."""
+        yield from self.network.backbone.parameters()
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Whether the backbone's parameters stay as they are; a frozen backbone is in evaluation mode even in training."""
+        self.backbone_frozen = frozen
+        for parameter in self.backbone_parameters():
+            parameter.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TrackNetModel":
+        """Training mode, except for a frozen backbone."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.network.backbone.eval()
+        return self
+
+
+AutoConfig.register("tracknet", TrackNetConfig, exist_ok=True)
+AutoModel.register(TrackNetConfig, TrackNetModel, exist_ok=True)
