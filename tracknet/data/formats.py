@@ -1,0 +1,181 @@
+"""Finds the clips of a data set and their labels.
+
+Three layouts are read, also mixed inside one game:
+
+    game1/Clip1/0000.jpg 0001.jpg ... Label.csv        TrackNet; .png as well
+    game1/Clip1/any.mp4 Label.csv                      the same with one video: file names in Label.csv count its frames, 0000, 0001, ...
+    match1/1_01_00.mp4 1_01_00.csv                     a CSV with Frame,Visibility,X,Y per video, named like it or `<stem>_ball.csv`;
+    match1/video/1_01_00.mp4 match1/csv/1_01_00_ball.csv      in the same folder, or in `video` and `csv` as TrackNetV2 ships them
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tracknet.data.decode import picture_size, video_size
+from tracknet.data.index import Clip, ClipIndex, LabelledClip, join_clips
+from tracknet.data.labels import TRACKNET, TRACKNET_V2, LabelRow, fail, read_labels
+from tracknet.errors import ConfigError, DataError
+
+PICTURES = (".jpg", ".jpeg", ".png")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+LABEL_FILE = "Label.csv"
+PLACES_OF_TRACKNET_V2 = ("video", "csv", "frame")  # its own scripts add `frame`, pictures cut from the videos, which are not needed here
+DEMO_COMMAND = "python -m tracknet.scripts.train --data demo --model demo --training demo"
+
+
+def read_clips(root: Path, games: Sequence[str], on_error: str) -> tuple[ClipIndex, list[DataError]]:
+    """Reads the labels of all clips of some games; no picture is decoded here.
+
+    Args:
+        root: folder with one folder per game.
+        games: names of the game folders, in the order in which their clips shall stand; clips of a game stand in natural order.
+        on_error: `stop` raises the first error; `skip` leaves the clip out.
+
+    Returns:
+        The index, and the errors of the clips left out.
+
+    Raises:
+        ConfigError: `root` or a game's folder does not exist.
+        DataError: a clip is broken and `on_error` is `stop`, or a game holds no clips at all.
+    """
+    if not root.is_dir():
+        raise ConfigError(
+            f"data.root: no folder {root}; put the TrackNet data set there (game1/Clip1/0000.jpg ... Label.csv), "
+            f"or give its place with data.root=FOLDER, or try the demo: {DEMO_COMMAND}"
+        )
+    parts: list[LabelledClip] = []
+    skipped: list[DataError] = []
+    for game in games:
+        for read_clip in _clips_of_game(root, game):
+            try:
+                part = read_clip()
+                if any(part.clip.id == other.clip.id for other in parts):
+                    raise DataError(f"{part.clip.source}: the game has another clip of this name")
+                parts.append(part)
+            except DataError as error:
+                if on_error == "stop":
+                    raise
+                skipped.append(error)
+    return join_clips(parts), skipped
+
+
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key that puts `Clip2` before `Clip10`."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", path.name) if part]
+
+
+def _clips_of_game(root: Path, game: str) -> Iterator[Callable[[], LabelledClip]]:
+    """One reader per clip of the game; to be called one by one, so that a broken clip does not hide the others."""
+    folder = root / game
+    if not folder.is_dir() or folder.parent != root:
+        there = ", ".join(path.name for path in _entries(root) if path.is_dir()) or "none"
+        raise ConfigError(f"data.split names the game {game!r}, but there is no folder {folder}; games there: {there}")
+    entries = _entries(folder)
+    clip_folders = [path for path in entries if path.is_dir() and path.name not in PLACES_OF_TRACKNET_V2]
+    videos = [path for place in (folder, folder / "video") if place.is_dir() for path in _entries(place) if _is(path, VIDEOS)]
+    tables = [path for place in (folder, folder / "csv") if place.is_dir() for path in _entries(place) if _is(path, (".csv",))]
+    if not clip_folders and not videos and not tables:
+        raise DataError(f"{folder}: holds no clips; it needs Clip1/{LABEL_FILE} with pictures or a video, or videos with a CSV each")
+    for clip_folder in clip_folders:
+        yield partial(_read_clip_folder, game, clip_folder)
+    for video in videos:
+        yield partial(_read_video_and_table, game, video, tables)
+    stems = {stem for video in videos for stem in _table_stems(video)}
+    for table in tables:
+        if table.stem not in stems:
+            yield partial(_no_video, table)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in natural order, hidden files left out."""
+    return sorted((path for path in folder.iterdir() if not path.name.startswith((".", "_"))), key=natural_order)
+
+
+def _is(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes and path.is_file()
+
+
+def _read_clip_folder(game: str, folder: Path) -> LabelledClip:
+    """The TrackNet layout, with pictures or with one video."""
+    entries = _entries(folder)
+    pictures = [path for path in entries if _is(path, PICTURES)]
+    videos = [path for path in entries if _is(path, VIDEOS)]
+    if (len(videos) != 1) if not pictures else videos:
+        raise DataError(f"{folder}: needs either pictures ({', '.join(PICTURES)}) or one video, found {len(pictures)} and {len(videos)}")
+    table = folder / LABEL_FILE
+    if not table.is_file():
+        raise DataError(f"{folder}: has no {LABEL_FILE}")
+    rows = read_labels(table, TRACKNET)
+    if videos:
+        return _video_clip(game, folder.name, videos[0], table, rows)
+    names = [picture.name for picture in pictures]
+    ordered = _one_row_per_frame(table, {row.frame: row for row in rows}, rows, names)
+    clip = Clip(game, folder.name, folder, tuple(names), picture_size(pictures[0]), 0, len(names))
+    return _labelled(clip, table, ordered)
+
+
+def _table_stems(video: Path) -> tuple[str, str]:
+    return (f"{video.stem}_ball", video.stem)
+
+
+def _read_video_and_table(game: str, video: Path, tables: list[Path]) -> LabelledClip:
+    """The TrackNetV2 layout."""
+    matching = [table for table in tables if table.stem in _table_stems(video)]
+    if len(matching) != 1:
+        found = ", ".join(str(table) for table in matching) or "none"
+        raise DataError(f"{video}: needs one label file, {video.stem}_ball.csv or {video.stem}.csv, beside it or in csv; found: {found}")
+    return _video_clip(game, video.stem, video, matching[0], read_labels(matching[0], TRACKNET_V2))
+
+
+def _no_video(table: Path) -> LabelledClip:
+    raise DataError(f"{table}: has no video of its name beside it or in video")
+
+
+def _video_clip(game: str, name: str, video: Path, table: Path, rows: list[LabelRow]) -> LabelledClip:
+    """A clip whose rows count the frames of a video; the video's own length is checked when it is decoded."""
+    by_number: dict[str, LabelRow] = {}
+    for row in rows:
+        digits = Path(row.frame).stem
+        if not digits.isdecimal():
+            fail(table, row.line, f"the frame is {row.frame!r}, but beside a video it is a number that counts from 0")
+        by_number[str(int(digits))] = row
+    numbers = [str(number) for number in range(max(map(int, by_number)) + 1)]
+    ordered = _one_row_per_frame(table, by_number, rows, numbers)
+    return _labelled(Clip(game, name, video, None, video_size(video), 0, len(numbers)), table, ordered)
+
+
+def _one_row_per_frame(table: Path, by_frame: dict[str, LabelRow], rows: list[LabelRow], frames: list[str]) -> list[LabelRow]:
+    """The rows in the order of the frames. `by_frame` holds the last row of each frame."""
+    last_lines = {row.line for row in by_frame.values()}
+    for row in rows:
+        if row.line not in last_lines:
+            fail(table, row.line, f"frame {row.frame} has more than one row")
+    known = set(frames)
+    for frame, row in by_frame.items():
+        if frame not in known:
+            fail(table, row.line, f"there is no picture {row.frame} in {table.parent}")
+    for frame in frames:
+        if frame not in by_frame:
+            raise DataError(f"{table}: frame {frame} has no row")
+    return [by_frame[frame] for frame in frames]
+
+
+def _labelled(clip: Clip, table: Path, rows: list[LabelRow]) -> LabelledClip:
+    """Joins a clip and its rows, once all positions are known to lie in the picture.
+
+    Some annotators count from the picture's edge and so reach its full width or height (TrackNet's game8/Clip2 has y = 720 of 720): such a
+    label means the last pixel, and is taken as that.
+    """
+    width, height = clip.size_wh
+    for row in rows:
+        x, y = row.xy_px
+        if not (-0.5 <= x <= width and -0.5 <= y <= height):
+            fail(table, row.line, f"the ball at x={x:g}, y={y:g} is outside of the {width}x{height} picture")
+    xy_px = np.array([row.xy_px for row in rows], dtype=np.float32)
+    size = np.array(clip.size_wh, dtype=np.float32)
+    xy_px = np.where(xy_px >= size - 0.5, size - 1, xy_px)
+    return LabelledClip(clip, xy_px, np.array([row.visibility for row in rows], dtype=np.int8))

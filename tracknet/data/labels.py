@@ -1,0 +1,109 @@
+"""Reads one label file; every mistake in it is named with its file and line."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from tracknet.errors import DataError
+
+VISIBILITIES = (0, 1, 2, 3)  # no ball to see, easy, hard, occluded
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that are read; others may stand beside them."""
+
+    frame: str
+    visibility: str
+    x: str
+    y: str
+
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        """All four, in order."""
+        return (self.frame, self.visibility, self.x, self.y)
+
+
+TRACKNET = Columns("file name", "visibility", "x-coordinate", "y-coordinate")  # Label.csv (arXiv 1907.03698)
+TRACKNET_V2 = Columns("Frame", "Visibility", "X", "Y")  # one CSV per video (TrackNetV2)
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One frame's label; `line` counts from 1 in the file."""
+
+    line: int
+    frame: str  # what the first column says: a file name or a frame number
+    visibility: int
+    xy_px: tuple[float, float]  # original px; 0, 0 where visibility is 0
+
+
+def fail(path: Path, line: int, text: str) -> NoReturn:
+    """Raises the error of one line of a file."""
+    raise DataError(f"{path}:{line}: {text}")
+
+
+def read_labels(path: Path, columns: Columns) -> list[LabelRow]:
+    """All rows of a CSV with a header, in the order of the file.
+
+    Args:
+        path: UTF-8, with or without byte order mark; any line ends.
+        columns: names to look for, whatever their case.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, a field is not what it should be, or there is no row.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            places = _places(path, header, columns)
+            rows = [_row(path, reader.line_num, fields, columns, places) for fields in reader if any(field.strip() for field in fields)]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no CSV text ({error})") from error
+    if not rows:
+        raise DataError(f"{path}: has no rows below its header; one row per frame is needed")
+    return rows
+
+
+def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
+    """The position of each column."""
+    lowered = [name.lower() for name in header]
+    missing = [name for name in columns.names if name.lower() not in lowered]
+    if missing:
+        found = ", ".join(header) if any(header) else "none"
+        fail(path, 1, f"column missing: {', '.join(missing)}; the columns needed are {','.join(columns.names)}, found: {found}")
+    return [lowered.index(name.lower()) for name in columns.names]
+
+
+def _row(path: Path, line: int, fields: list[str], columns: Columns, places: list[int]) -> LabelRow:
+    """One row, checked by itself."""
+    if len(fields) <= max(places):
+        fail(path, line, f"has {len(fields)} fields, but the header has {max(places) + 1} or more")
+    frame, visibility_text, x_text, y_text = (fields[place].strip() for place in places)
+    visibility = _number(path, line, columns.visibility, visibility_text)
+    if visibility not in VISIBILITIES:
+        fail(path, line, f"{columns.visibility} is {visibility_text!r}; allowed are 0 (no ball), 1 (easy), 2 (hard), 3 (occluded)")
+    x, y = _number(path, line, columns.x, x_text), _number(path, line, columns.y, y_text)
+    if visibility == 0:
+        return LabelRow(line, frame, 0, (0.0, 0.0))
+    if x is None or y is None:
+        fail(path, line, f"{columns.x} or {columns.y} is empty, but visibility {int(visibility)} needs both (0 means no ball)")
+    return LabelRow(line, frame, int(visibility), (x, y))
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float | None:
+    """The finite number in a field; None if the field is empty."""
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        fail(path, line, f"{column} is {text!r}, which is not a number")
+    return value

@@ -1,0 +1,215 @@
+"""Batches of one process, and the two data sets of a run."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tracknet.data.augment import training_transform
+from tracknet.data.batch import Batch
+from tracknet.data.dataset import WindowDataset
+from tracknet.data.formats import read_clips
+from tracknet.data.frames import FrameStore, cache_root
+from tracknet.data.index import ClipIndex
+from tracknet.data.prepare import Gather, on_all_ranks, prepare_clips
+from tracknet.data.sampler import EpochBatchSampler
+from tracknet.data.synthetic import make_rallies
+from tracknet.errors import ConfigError, DataError, UserError
+from tracknet.schema.data import DataConfig
+from tracknet.schema.training import DataLoaderConfig
+
+logger = logging.getLogger("tracknet")
+
+
+class _WholeBatches(Dataset[Batch | UserError]):
+    """One batch per list of keys.
+
+    A user's error is handed over as a value: PyTorch would wrap it in a traceback, and then wait seconds for workers that do not end.
+    """
+
+    def __init__(self, dataset: WindowDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
+        try:
+            return self.dataset.collate([self.dataset[key] for key in keys])
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _raise_errors(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class EpochLoader:
+    """Loads the batches that a sampler names, in worker processes where there are some.
+
+    Args:
+        dataset: gives samples for (epoch, window) keys.
+        sampler: this process's batches.
+        config: `training.data_loader`; `drop_last` is the sampler's. `pin_memory` applies where there is a CUDA device.
+    """
+
+    def __init__(self, dataset: WindowDataset, sampler: EpochBatchSampler, config: DataLoaderConfig) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        workers = config.num_workers
+        self._loader: DataLoader[Batch | UserError] = DataLoader(
+            _WholeBatches(dataset),
+            batch_size=None,  # the sampler's items are whole batches
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0 and config.persistent_workers,
+            prefetch_factor=config.prefetch_factor if workers > 0 else None,
+            pin_memory=config.pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own: otherwise each epoch would draw from the global generator
+        )
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on all ranks."""
+        return len(self.sampler)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_batch` on; workers start at once."""
+        self.sampler.set_position(epoch, first_batch)
+        return _raise_errors(iter(self._loader))
+
+
+def _start_worker(worker: int) -> None:
+    """Set-up of a worker process: one thread, and signals are the main process's business.
+
+    A launcher or Slurm signals the whole process group. A worker that died of it would take the main process down with it before that could
+    save, so a worker obeys SIGTERM only from the main process, and leaves by itself when that one has gone.
+    """
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = parent_process()
+    if main is None or not hasattr(signal, "sigwaitinfo"):  # macOS has no way to tell the sender
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_when_told, args=(main.pid,), daemon=True).start()
+
+
+def _leave_when_told(main_pid: int | None) -> None:
+    """Ends the process on a SIGTERM that `main_pid` sends."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_pid:
+        pass
+    os._exit(0)
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Both sides of the split."""
+
+    train: WindowDataset
+    val: WindowDataset
+    input_wh: tuple[int, int]  # size of a whole picture for the network
+    dropped: list[str]  # errors of the clips that `data.on_error=skip` left out
+
+
+def _same_list(items: list[Any]) -> list[Any]:
+    return items
+
+
+def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0, 1), gather: Gather = _same_list) -> Datasets:
+    """Finds, checks and decodes the clips of both sides. All ranks: holds collectives; all end with the same clips or the same error.
+
+    Args:
+        config: the section `data`.
+        seed: of the augmentation.
+        share: this process's number on its machine, and how many there are: the clips are decoded by turns.
+        gather: joins the lists of all ranks, in the order of the ranks; it is a barrier too.
+
+    Raises:
+        ConfigError: a key of `data` cannot be honoured with these clips.
+        DataError: footage or labels are broken, or one side of the split is empty.
+        UserError: the cache cannot be written.
+    """
+    _check_split(config)
+    cache_dir = cache_root(config.cache_dir)
+    root = _root(config, cache_dir, share, gather)
+    train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error), gather)
+    val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error), gather)
+    store = FrameStore(cache_dir, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1]))
+    broken = prepare_clips([*train.clips, *val.clips], store, config.on_error, share, gather)
+    train, val = train.without(broken), val.without(broken)
+    dropped = [str(error) for error in [*train_errors, *val_errors]] + list(broken.values())
+    _warn_of(dropped, len(train.clips) + len(val.clips))
+    input_wh = on_all_ranks(lambda: _input_size(config, train, val), gather)
+    background = config.background == "median"
+    return Datasets(
+        WindowDataset(train, store, config.sequence, background=background, seed=seed, training=training_transform(config)),
+        WindowDataset(val, store, config.sequence, background=background, seed=seed, training=None),
+        input_wh,
+        dropped,
+    )
+
+
+def _root(config: DataConfig, cache_dir: Path, share: tuple[int, int], gather: Gather) -> Path:
+    """The folder with the games; the demo's are made by the first process of each machine while the others wait."""
+    synthetic, games = config.synthetic, [*config.split.train_games, *config.split.val_games]
+    if (config.root is None) == (synthetic is None):
+        raise ConfigError("data.root and data.synthetic: set one of them, the other stays null")
+    if config.root is not None:
+        return Path(config.root).expanduser()
+    assert synthetic is not None
+    make: Callable[[], Path] = lambda: make_rallies(synthetic, games, cache_dir)  # noqa: E731
+    on_all_ranks(make if share[0] == 0 else lambda: cache_dir, gather)
+    return on_all_ranks(make, gather)
+
+
+def _check_split(config: DataConfig) -> None:
+    """Every game stands on one side, once."""
+    train, val = config.split.train_games, config.split.val_games
+    for key, games in (("data.split.train_games", train), ("data.split.val_games", val)):
+        if not games:
+            raise ConfigError(f"{key}: empty; name at least one game")
+        twice = sorted({game for game in games if games.count(game) > 1})
+        if twice:
+            raise ConfigError(f"{key}: names {', '.join(twice)} more than once")
+    both = sorted(set(train) & set(val))
+    if both:
+        raise ConfigError(f"data.split: {', '.join(both)} is in train_games and in val_games; a game may be on one side only")
+
+
+def _warn_of(dropped: list[str], kept: int) -> None:
+    for message in dropped:
+        logger.warning("clip skipped (data.on_error=skip): %s", message)
+    if dropped:
+        logger.warning("%d of %d clips skipped (data.on_error=skip)", len(dropped), len(dropped) + kept)
+
+
+def _input_size(config: DataConfig, train: ClipIndex, val: ClipIndex) -> tuple[int, int]:
+    """Width and height of a whole picture for the network, once both sides have clips and the keys fit them."""
+    for key, index, games in (("train_games", train, config.split.train_games), ("val_games", val, config.split.val_games)):
+        if not index.clips:
+            raise DataError(f"data.split.{key}: no usable clip is left in {', '.join(games)}; all were skipped (data.on_error=skip)")
+    clips = [*train.clips, *val.clips]
+    if config.preprocess.resize is None:
+        other = next((clip for clip in clips if clip.size_wh != clips[0].size_wh), None)
+        if other is not None:
+            sizes = " and ".join(f"{clip.id} {clip.size_wh[0]}x{clip.size_wh[1]}" for clip in (clips[0], other))
+            raise ConfigError(f"data.preprocess.resize: null needs clips of one size, but there are {sizes}; set it to [width, height]")
+    input_wh = clips[0].size_wh if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1])
+    crop = config.augment.crop
+    if crop is not None and (crop[0] > input_wh[0] or crop[1] > input_wh[1]):
+        raise ConfigError(f"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, which is {input_wh[0]}x{input_wh[1]}")
+    return input_wh
