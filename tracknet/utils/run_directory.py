@@ -1,0 +1,221 @@
+"""The folder of one run, `<log_dir>/<run_id>/`: what was asked for, what ran it and what came out."""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tracknet.errors import UserError
+
+VERSIONS_OF = ("tracknet", "torch", "accelerate", "transformers", "wandb")
+GIT_SECONDS = 5.0  # a repository on a slow network drive must not hold up the start of a run
+
+logger = logging.getLogger("tracknet")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside the final name, flushes to the disk and renames, so that a reader never sees half a file.
+
+    Raises:
+        UserError: the folder cannot be made or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside, 0o666 & ~_umask())  # mkstemp's own mode shuts out everyone else
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+class RunDirectory:
+    """Names and writes the files of a run. Nothing is made before the first write; only the main rank writes.
+
+    Attributes:
+        path: the folder.
+        metrics_file: `metrics.jsonl`, one JSON object per line, each with its "step": the source of truth.
+        config_file: `config.yaml`, the resolved configuration, from which `--config` rebuilds the run.
+        info_file: `run.json`, the launches of the run: command, versions, machine, exit.
+        log_file: `train.log`, the text that the main rank showed.
+        previews: folder of the preview pictures.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_file = path / "metrics.jsonl"
+        self.config_file = path / "config.yaml"
+        self.info_file = path / "run.json"
+        self.log_file = path / "train.log"
+        self.previews = path / "previews"
+
+    def write_config(self, yaml_text: str) -> None:
+        """Writes `config.yaml`."""
+        write_atomically(self.config_file, yaml_text.encode())
+
+    def write_run_info(self, *, run_id: str, seed: int, world_size: int, device: str) -> None:
+        """Adds this launch to `run.json`; a resumed run keeps the launches before it.
+
+        Args:
+            run_id: name of the run.
+            seed: of the run.
+            world_size: number of processes.
+            device: in words, for example "cpu" or the name of the GPU.
+
+        Raises:
+            UserError: `run.json` cannot be read or written.
+        """
+        info = self.read_run_info()
+        launch = {
+            "started": _now(),
+            "command": shlex.join(sys.orig_argv),
+            "working_directory": str(Path.cwd()),
+            "hostname": socket.gethostname(),
+            "world_size": world_size,
+            "device": device,
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in VERSIONS_OF},
+            "git": git_state(Path(__file__).parent),
+            "exit": None,
+        }
+        self._write_info(info | {"run_id": run_id, "seed": seed, "launches": [*info["launches"], launch]})
+
+    def record_wandb_id(self, wandb_id: str | None) -> None:
+        """Notes in `run.json` which W&B run belongs to this one."""
+        self._write_info(self.read_run_info() | {"wandb_id": wandb_id})
+
+    def record_exit(self, code: int, message: str) -> None:
+        """Notes in `run.json` how the current launch ended; `write_run_info` must have been called."""
+        info = self.read_run_info()
+        info["launches"][-1]["exit"] = {"code": code, "message": message, "time": _now()}
+        self._write_info(info)
+
+    def read_run_info(self) -> dict[str, Any]:
+        """The content of `run.json`; before the first write the same keys, empty."""
+        if not self.info_file.exists():
+            return {"run_id": None, "seed": None, "wandb_id": None, "launches": []}
+        try:
+            info: dict[str, Any] = json.loads(self.info_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {self.info_file}: {error}; move it away to go on without the run's history") from error
+        return info
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Adds one line to `metrics.jsonl` and flushes it.
+
+        Args:
+            metrics: names and numbers, with "step" among them. NaN and the infinities become null: the file is strict JSON,
+                readable by every parser.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        assert "step" in metrics
+        line = json.dumps({name: _json_value(value) for name, value in metrics.items()}, allow_nan=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise _cannot_write(self.metrics_file, error) from error
+
+    def truncate_metrics_after(self, step: int) -> int:
+        """Drops the lines of later steps, and lines torn by a crash, so that a run resumed at `step` writes nothing twice.
+
+        Returns:
+            The number of lines dropped.
+        """
+        if not self.metrics_file.exists():
+            return 0
+        lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and (at := _step_of(line)) is not None and at <= step]
+        if len(kept) < len(lines):
+            write_atomically(self.metrics_file, b"".join(kept))
+            logger.info("dropped %d lines after step %d from %s", len(lines) - len(kept), step, self.metrics_file)
+        return len(lines) - len(kept)
+
+    def _write_info(self, info: Mapping[str, Any]) -> None:
+        write_atomically(self.info_file, (json.dumps(info, indent=2) + "\n").encode())
+
+
+def git_state(package: Path) -> dict[str, Any] | None:
+    """The commit of the code that runs and whether files that git knows differ from it.
+
+    Args:
+        package: a folder of the code. Where git does not track it (an installed wheel, even inside of some other repository)
+            there is no commit to name.
+
+    Returns:
+        {"commit": 40 hex digits, "dirty": bool}; None without git, repository or commit.
+    """
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return None
+    return {"commit": commit, "dirty": changes != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _json_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; free the disk or choose another folder with --output-dir or training.log_dir")
