@@ -1,0 +1,225 @@
+"""Whole runs through the command line, on tiny clips."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_games
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from tracknet.models import TrackNetModel
+from tracknet.scripts.train import main
+
+GAMES = ["data.split.train_games=[game1]", "data.split.val_games=[game2]"]
+TINY = [
+    "data.preprocess.resize=[64,48]",
+    "data.augment.crop=[32,32]",
+    "model.heatmap.size=[32,24]",
+    "model.heatmap.sigma=1.5",
+    "model.backbone.channels=[4,8]",
+    "training.batch_size=4",
+    "training.max_steps=0",
+    "training.epochs=3",
+    "training.evaluation.every_epochs=1",
+    "training.scheduler.warmup_epochs=0",
+    "training.tracking.log_every_steps=1",
+    "training.tracking.previews=2",
+    "training.tracking.wandb=disabled",
+    "training.early_stopping.patience_evaluations=0",
+    "training.data_loader.num_workers=0",
+]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clips")
+    write_games(root, ["game1", "game2"], clips=2, count=10)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKNET_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def arguments(clips: Path, output: Path, *more: str) -> list[str]:
+    names = ["--data", "tennis", "--model", "unet", "--training", "tennis", "--output-dir", str(output)]
+    return [*names, f"data.root={clips}", *GAMES, *TINY, *more]
+
+
+def command(clips: Path, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "tracknet.scripts.train", *arguments(clips, output, *more)]
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = folder.glob("run-*")
+    return run
+
+
+def metrics_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (only_run(output / "logs") / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(output: Path) -> list[float]:
+    return [line["train/loss"] for line in metrics_of(output) if "train/loss" in line]
+
+
+def test_a_run_leaves_metrics_pictures_and_a_model_that_loads(clips, tmp_path):
+    assert main(arguments(clips, tmp_path)) == 0
+    run, checkpoints = only_run(tmp_path / "logs"), only_run(tmp_path / "checkpoints")
+    assert run.name == checkpoints.name
+    evaluations = [line for line in metrics_of(tmp_path) if "val/f1_tracknetv2" in line]
+    assert [line["step"] for line in evaluations] == [4, 8, 12]
+    for protocol in ("tracknetv2", "wasb"):
+        for place in ("val", "val/game2"):
+            last = evaluations[-1]
+            assert 0 <= last[f"{place}/f1_{protocol}"] <= 1
+            assert sum(last[f"{place}/{outcome}_{protocol}"] for outcome in ("tp", "fp1", "fp2", "tn", "fn")) == 20  # each frame once
+    assert len(losses_of(tmp_path)) == 12
+    assert {path.name for path in run.iterdir()} >= {"metrics.jsonl", "config.yaml", "run.json", "train.log", "previews"}
+    assert len(list((run / "previews").iterdir())) == 2 * 3
+    assert json.loads((run / "run.json").read_text())["launches"][-1]["exit"]["code"] == 0
+
+    assert os.readlink(checkpoints / "last") == "step-00000012"
+    best_f1 = max(line["val/f1_tracknetv2"] for line in evaluations)
+    best_step = next(line["step"] for line in evaluations if line["val/f1_tracknetv2"] == best_f1)
+    assert os.readlink(checkpoints / "best") == f"step-{best_step:08}"
+    model = AutoModel.from_pretrained(checkpoints / "best")
+    assert isinstance(model, TrackNetModel)
+    assert model(torch.zeros(1, 3, 3, 48, 64, dtype=torch.uint8), torch.zeros(1, 3, 48, 64, dtype=torch.uint8)).shape == (1, 3, 24, 32)
+
+
+def test_the_checkpoint_holds_the_averaged_weights_and_the_raw_ones_beside_them(clips, tmp_path):
+    assert main(arguments(clips, tmp_path, "training.ema_decay=0.9")) == 0
+    last = only_run(tmp_path / "checkpoints") / "last"
+    averaged, raw = load_file(last / "model.safetensors"), load_file(last / "weights.safetensors")
+    assert averaged.keys() == raw.keys()
+    assert any(not torch.equal(averaged[name], raw[name]) for name in averaged)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(clips, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert main([*arguments(clips, tmp_path / name, "training.epochs=1"), "--seed", str(seed)]) == 0
+    a, b, c = ((only_run(tmp_path / name / "checkpoints") / "last" / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_run_stopped_by_sigterm_saves_and_goes_on_as_if_it_had_not_been(clips, tmp_path):
+    assert main(arguments(clips, tmp_path / "whole", "training.epochs=30", "training.evaluation.every_epochs=30")) == 0
+    more = ["training.epochs=30", "training.evaluation.every_epochs=30"]
+    log_file = tmp_path / "stopped.log"
+    with log_file.open("w") as log:
+        process = subprocess.Popen(command(clips, tmp_path / "stopped", *more), stderr=log)
+        deadline = time.monotonic() + 120
+        while "step 7/" not in log_file.read_text() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75, log_file.read_text()
+    stopped_at = json.loads((only_run(tmp_path / "stopped" / "checkpoints") / "last" / "state.json").read_text())["step"]
+    assert 7 <= stopped_at < 120
+
+    assert main([*arguments(clips, tmp_path / "stopped", *more), "--resume"]) == 0
+    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
+    whole, resumed = (only_run(tmp_path / name / "checkpoints") / "last" for name in ("whole", "stopped"))
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+    assert (whole / "optimizer.safetensors").read_bytes() == (resumed / "optimizer.safetensors").read_bytes()
+
+
+def test_resume_auto_starts_afresh_then_says_finished_then_goes_on_when_more_is_asked_for(clips, tmp_path, capfd):
+    assert main([*arguments(clips, tmp_path), "--resume", "auto"]) == 0
+    assert "starting afresh" in capfd.readouterr().err
+    before = sorted(path.name for path in only_run(tmp_path / "checkpoints").iterdir())
+
+    assert main([*arguments(clips, tmp_path), "--resume", "auto"]) == 0
+    assert "is finished" in capfd.readouterr().err
+    assert sorted(path.name for path in only_run(tmp_path / "checkpoints").iterdir()) == before
+
+    assert main([*arguments(clips, tmp_path, "training.epochs=4"), "--resume", "auto"]) == 0
+    assert "training.epochs: 3 -> 4" in capfd.readouterr().err
+    assert metrics_of(tmp_path)[-1]["step"] == 16
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(clips, tmp_path, capfd):
+    stopping = ["training.epochs=50", "training.early_stopping.patience_evaluations=2", "training.early_stopping.min_delta=2.0"]
+    assert main(arguments(clips, tmp_path, *stopping)) == 0
+    assert "stopping early" in capfd.readouterr().err
+    # the first evaluation is the one that none of the next two improves on by 2
+    assert metrics_of(tmp_path)[-1]["step"] == 12
+
+
+def test_fine_tuning_starts_from_the_saved_model(clips, tmp_path):
+    assert main(arguments(clips, tmp_path / "first")) == 0
+    saved = (only_run(tmp_path / "first" / "checkpoints") / "last").resolve()
+    still = ["training.optimizer.lr=1e-12", "training.optimizer.weight_decay=0", "training.epochs=1", "training.ema_decay=0"]
+    assert main(arguments(clips, tmp_path / "second", f"training.init_from={saved}", *still)) == 0
+    before = load_file(saved / "model.safetensors")
+    after = load_file(only_run(tmp_path / "second" / "checkpoints") / "last" / "model.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_the_backbone_rests_for_the_epochs_asked_for(clips, tmp_path, capfd):
+    assert (
+        main(arguments(clips, tmp_path, "training.backbone_freeze_epochs=2", "training.ema_decay=0", "training.checkpoint.keep_last=3"))
+        == 0
+    )
+    assert "epoch 2: the backbone trains from here on" in capfd.readouterr().err
+    folder = only_run(tmp_path / "checkpoints")
+    steps = [load_file(folder / f"step-{step:08}" / "model.safetensors") for step in (4, 8, 12)]
+    backbone = [name for name in steps[0] if ".backbone." in name]
+    rest = [name for name in steps[0] if ".backbone." not in name and "pixel" not in name]
+    assert backbone
+    assert rest
+    assert all(torch.equal(steps[0][name], steps[1][name]) for name in backbone)
+    assert any(not torch.equal(steps[1][name], steps[2][name]) for name in backbone)
+    assert any(not torch.equal(steps[0][name], steps[1][name]) for name in rest)
+
+
+def test_without_the_data_set_one_line_says_where_to_put_it(tmp_path):
+    started = subprocess.run(
+        [sys.executable, "-m", "tracknet.scripts.train", "--output-dir", str(tmp_path), "data.root=/nowhere/tracknet"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert started.returncode == 2
+    assert started.stdout == ""
+    (line,) = started.stderr.splitlines()
+    assert "/nowhere/tracknet" in line
+    assert "--data demo --model demo --training demo" in line
+
+
+def test_broken_data_stops_the_run_before_the_first_step_or_is_skipped_and_counted(tmp_path, capfd):
+    root = tmp_path / "clips"
+    write_games(root, ["game1", "game2"], clips=2, count=10)
+    picture = root / "game1" / "Clip2" / "0003.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    assert main(arguments(root, tmp_path / "out")) == 1
+    last_line = capfd.readouterr().err.splitlines()[-1]
+    assert "Clip2/0003.png" in last_line
+    assert not list((tmp_path / "out" / "checkpoints").glob("*"))
+
+    assert main(arguments(root, tmp_path / "out", "data.on_error=skip", "training.epochs=1")) == 0
+    assert "1 broken clip" in capfd.readouterr().err
+
+
+def test_micro_batches_change_no_weight_beyond_rounding(clips, tmp_path):
+    for name, size in (("whole", 0), ("cut", 1)):
+        assert main(arguments(clips, tmp_path / name, f"training.micro_batch_size={size}", "training.optimizer.eps=1e-3")) == 0
+    np.testing.assert_allclose(losses_of(tmp_path / "cut"), losses_of(tmp_path / "whole"), rtol=1e-5)
+
+
+def test_saved_config_rebuilds_the_run(clips, tmp_path):
+    assert main([*arguments(clips, tmp_path / "first", "training.epochs=1"), "--seed", "7"]) == 0
+    config = only_run(tmp_path / "first" / "logs") / "config.yaml"
+    assert main(["--config", str(config), "--output-dir", str(tmp_path / "second")]) == 0
+    assert losses_of(tmp_path / "second") == losses_of(tmp_path / "first")

@@ -1,0 +1,140 @@
+"""Trains a model: `python -m tracknet.scripts.train --data demo --model demo --training demo`.
+
+Arguments that no option takes are overrides: `training.optimizer.lr=1e-4`. `--dry-run` prints the resolved configuration.
+Exit codes: 0 done, 1 failure, 2 configuration, 75 stopped by a signal and saved, 130 interrupted.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+
+from tracknet.errors import ConfigError, UserError
+from tracknet.training.exit_record import clear_exit_record, write_exit_record
+from tracknet.utils.config import add_config_cli_arguments, cfg_from_arguments
+
+INTERRUPTED = 130
+SPEAKER_SECONDS = 5.0  # within which the launcher ends the others after the speaker has left
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as a `ConfigError` in place of a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of training."""
+    parser = _Parser(
+        prog="python -m tracknet.scripts.train",
+        usage="%(prog)s [options] [key=value ...]",
+        description="Train a ball tracker. key=value changes one setting, such as training.optimizer.lr=1e-4.",
+        allow_abbrev=False,
+    )
+    add_config_cli_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="continue the newest run of the output folder, or the checkpoint PATH",
+    )
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options and the overrides.
+
+    Raises:
+        ConfigError: an unknown option or a wrong value of one.
+    """
+    parser = build_parser()
+    known = re.findall(r"--[a-z-]+", parser.format_help())
+    arguments, overrides = parser.parse_known_args(_with_bare_resume(argv))
+    for text in overrides:
+        if text.startswith("-"):
+            name = text.split("=")[0]
+            if OVERRIDE.match(text.lstrip("-")) and "." in name:
+                raise ConfigError(f"unknown option {name}; settings are written without dashes: {text.lstrip('-')}")
+            raise ConfigError(f"unknown option {name}; did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}?")
+    return arguments, overrides
+
+
+def _with_bare_resume(argv: Sequence[str]) -> list[str]:
+    """Spells out `--resume auto` before an override, which argparse would take for the PATH."""
+    spelled: list[str] = []
+    for text in argv:
+        if spelled and spelled[-1] == "--resume" and OVERRIDE.match(text):
+            spelled.append("auto")
+        spelled.append(text)
+    return spelled
+
+
+def speaks_for_machine() -> bool:
+    """Whether this is the first process of its machine; the launchers set LOCAL_RANK."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def print_config(cfg: DictConfig) -> None:
+    """Writes the YAML to stdout; a reader that leaves early (`| head`) is no error."""
+    try:
+        sys.stdout.write(OmegaConf.to_yaml(cfg))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(code: int, message: str) -> None:
+    """Says how the process ends, in one line on stderr and in launch.sh's record.
+
+    A mistake meets all ranks alike, and one process of each machine speaks for them. Where another one alone has failed, the speaker is
+    still at work: then nobody has ended this process while it waited, and it speaks for itself.
+    """
+    if message and not speaks_for_machine():
+        time.sleep(SPEAKER_SECONDS)
+    if message:
+        sys.stderr.write(f"{message}\n")
+    write_exit_record(code, message, os.environ)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, then prints or trains; every mistake of the user ends in one line on stderr.
+
+    Returns:
+        The exit code.
+    """
+    if speaks_for_machine():
+        clear_exit_record(os.environ)
+    else:
+        logging.getLogger("tracknet").setLevel(logging.ERROR)
+    message = ""
+    try:
+        arguments, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+        cfg = cfg_from_arguments(arguments, overrides)
+        if arguments.dry_run:
+            if os.environ.get("RANK", "0") == "0":
+                print_config(cfg)
+            return 0
+        from tracknet.training.run import train  # here, because torch and its company take seconds that --help need not wait for
+
+        code = train(cfg, arguments.resume)
+    except UserError as error:
+        code, message = error.exit_code, " ".join(str(error).split())
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "interrupted"
+    if code:
+        report(code, message)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Builds the parts of a run from its configuration; the trainer only receives them."""
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from tracknet.data.loader import Datasets, EpochLoader, build_datasets
+from tracknet.data.sampler import EpochBatchSampler
+from tracknet.evaluation import Preview
+from tracknet.losses import frame_losses
+from tracknet.models import TrackNetModel, build_model, load_weights_from
+from tracknet.schema.root import Config
+from tracknet.schema.training import gradient_bound
+from tracknet.training.checkpoint import CheckpointStore
+from tracknet.training.ema import Ema
+from tracknet.training.launch import world_from_environment
+from tracknet.training.microbatch import MicroBatchSize
+from tracknet.training.optimization import LearningRate, build_optimizer
+from tracknet.training.previews import draw_previews
+from tracknet.training.progress import Progress
+from tracknet.training.ranks import Ranks
+from tracknet.training.state import TrainingState
+from tracknet.training.step import StepResult, TrainingStep
+from tracknet.training.tracking import Tracker
+from tracknet.training.trainer import SELECTION_METRIC, Trainer
+from tracknet.training.validation import Validation
+
+log = logging.getLogger("tracknet")
+
+
+def build_data(config: Config, ranks: Ranks) -> Datasets:
+    """Both sides of the split, decoded by all processes of a machine together. All ranks call this."""
+    _, _, local_rank, local_world_size = world_from_environment(os.environ)
+    datasets = build_datasets(config.data, config.runtime.seed, share=(local_rank, local_world_size), gather=ranks.gather)
+    for side, dataset in (("train", datasets.train), ("val", datasets.val)):
+        index = dataset.index
+        log.info("%s: %d games, %d clips, %d frames, %d windows", side, len(index.games), len(index.clips), len(index), len(dataset))
+    if datasets.dropped:
+        log.warning("left out %d broken clips (data.on_error=skip)", len(datasets.dropped))
+    return datasets
+
+
+def build_network(config: Config, datasets: Datasets, ranks: Ranks) -> TrackNetModel:
+    """The model on this rank's device, with the main rank's weights. All ranks call this."""
+
+    def build() -> TrackNetModel:
+        model = build_model(config.model, config.data, datasets.input_wh)
+        if config.training.init_from is not None:
+            load_weights_from(model, Path(config.training.init_from))
+        return model
+
+    model = ranks.together(build)
+    model.freeze_backbone(backbone_rest_epochs(config) > 0)
+    module: nn.Module = model  # transformers' own `to` hides these types
+    module.to(ranks.device)
+    module.to(memory_format=torch.channels_last)  # on a CPU the U-Net's step takes about half the time of the other layout
+    ranks.copy_from_main_([*model.parameters(), *model.buffers()])
+    count = sum(p.numel() for p in model.parameters())
+    log.info("%s: %.2f M parameters, on %s", config.model.model_name, count / 1e6, ranks.device)
+    return model
+
+
+def backbone_rest_epochs(config: Config) -> float:
+    """For how many epochs the backbone is frozen."""
+    return math.inf if config.model.backbone.freeze else config.training.backbone_freeze_epochs
+
+
+def build_state(config: Config, model: TrackNetModel, precision: str) -> TrainingState:
+    """What the run carries from step to step; `precision` is fp32, fp16 or bf16."""
+    never_trained = set(model.backbone_parameters()) if config.model.backbone.freeze else set()
+    optimizer = build_optimizer(config.training.optimizer, [p for p in model.parameters() if p not in never_trained])
+    scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
+    ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
+    return TrainingState(model, optimizer, scaler, ema)
+
+
+def build_trainer(
+    config: Config,
+    saved_config: dict[str, Any],
+    *,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    datasets: Datasets,
+    state: TrainingState,
+    tracker: Tracker,
+    stop_requested: Callable[[], bool],
+) -> Trainer:
+    """Puts the parts together.
+
+    Args:
+        config: of the run.
+        saved_config: the same as plain dicts and lists, for the checkpoints.
+        accelerator: for the precision of the forward pass.
+        ranks: the processes of the run.
+        datasets: both sides of the split.
+        state: model, optimizer and position.
+        tracker: where metrics and previews go.
+        stop_requested: whether this rank was asked to stop.
+    """
+    training = config.training
+    batches = _training_batches(config, datasets, ranks)
+    total_steps = training.max_steps or training.epochs * len(batches)
+    progress = Progress(total_steps, state.position.step, ranks.is_main, training.tracking.log_every_steps)
+    micro_batch = MicroBatchSize(training)
+    log.info(
+        "%d steps, %d per epoch; %d samples a step: %d x %d processes, in micro-batches of %d",
+        *(total_steps, len(batches), training.batch_size * ranks.size, training.batch_size, ranks.size, micro_batch.value),
+    )
+
+    def show_step(step: int, result: StepResult, lr: float) -> None:
+        progress.update(step, loss=result.loss, lr=lr, samples=result.samples * ranks.size)
+
+    return Trainer(
+        training,
+        state=state,
+        training_step=_training_step(config, accelerator, ranks, datasets, state, micro_batch),
+        learning_rate=LearningRate(
+            training.scheduler, state.optimizer, base=training.optimizer.lr, total_steps=total_steps, steps_per_epoch=len(batches)
+        ),
+        batches=batches,
+        total_steps=total_steps,
+        backbone_rest_epochs=backbone_rest_epochs(config),
+        evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker, progress),
+        save=_saving(config, saved_config, ranks, tracker),
+        log_metrics=tracker.log,
+        show_step=show_step,
+        stop_requested=stop_requested,
+    )
+
+
+def _training_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
+    settings = config.training.data_loader
+    count, batch_size, seed = len(datasets.train), config.training.batch_size, config.runtime.seed
+    sampler = EpochBatchSampler(count, batch_size, ranks.rank, ranks.size, seed, shuffle=True, drop_last=settings.drop_last)
+    return EpochLoader(datasets.train, sampler, settings)
+
+
+def _validation_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
+    count, batch_size = len(datasets.val), config.training.evaluation.batch_size or config.training.batch_size
+    sampler = EpochBatchSampler(count, batch_size, ranks.rank, ranks.size, config.runtime.seed, shuffle=False, drop_last=False)
+    return EpochLoader(datasets.val, sampler, config.training.data_loader)
+
+
+def _training_step(
+    config: Config, accelerator: Accelerator, ranks: Ranks, datasets: Datasets, state: TrainingState, micro_batch: MicroBatchSize
+) -> TrainingStep:
+    training = config.training
+    return TrainingStep(
+        state.model,
+        state.optimizer,
+        lambda logits, target: frame_losses(logits, target, training.loss),
+        ranks=ranks,
+        micro_batch=micro_batch,
+        nominal_frames=training.batch_size * datasets.train.length,
+        sigma=config.model.heatmap.sigma,
+        clip_norm=gradient_bound(training),
+        seed=config.runtime.seed,
+        describe=datasets.train.describe,
+        autocast=accelerator.autocast,
+        scaler=state.scaler,
+    )
+
+
+def _evaluation(
+    config: Config,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    datasets: Datasets,
+    state: TrainingState,
+    tracker: Tracker,
+    progress: Progress,
+) -> Callable[[int], dict[str, float]]:
+    """The validation of a run, shown on the progress display and the log."""
+    settings = config.training.evaluation
+
+    def show_previews(step: int, previews: list[Preview]) -> None:
+        tracker.log_previews(step, draw_previews(previews, datasets.val.index, settings.threshold))
+
+    validation = Validation(
+        state,
+        _validation_batches(config, datasets, ranks),
+        ranks=ranks,
+        threshold=settings.threshold,
+        previews=config.training.tracking.previews if ranks.is_main else 0,
+        autocast=accelerator.autocast,
+        show_previews=show_previews,
+    )
+
+    def evaluate(step: int) -> dict[str, float]:
+        with progress.paused():
+            metrics = validation(step)
+        progress.show(F1=metrics[SELECTION_METRIC])
+        log.info("step %d: %s", step, "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTION_METRIC, "val/f1_wasb")))
+        return metrics
+
+    return evaluate
+
+
+def _saving(config: Config, saved_config: dict[str, Any], ranks: Ranks, tracker: Tracker) -> Callable[[TrainingState, bool], None]:
+    """Writes checkpoints that a later launch can recognise as this run's."""
+    runtime = config.runtime
+    store = CheckpointStore(Path(runtime.ckpt_dir) / runtime.run_id, config.training.checkpoint.keep_last)
+    names = [runtime.data_name, runtime.model_name, runtime.training_name]
+
+    def save(state: TrainingState, best: bool) -> None:
+        described = {"names": names, "seed": runtime.seed, "config": saved_config, "finished": state.position.finished}
+        everything = described | state.as_json() | tracker.state()
+        ranks.on_main(lambda: store.save(state.position.step, state.write_model, state.tensors(), everything, best))
+
+    return save

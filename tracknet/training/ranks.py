@@ -1,0 +1,67 @@
+"""The processes of a run and the few things that they tell each other."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from tracknet.data.prepare import on_all_ranks
+from tracknet.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class Ranks:
+    """This process among the others. Every method here is called by all ranks in the same order, or they wait for ever."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.rank: int = accelerator.process_index
+        self.size: int = accelerator.num_processes
+        self.local_rank: int = accelerator.local_process_index
+        self.is_main: bool = accelerator.is_main_process
+        self.device: torch.device = accelerator.device
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor by its sum over the ranks, in place, to the same bits on each."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copy_from_main_(self, tensors: list[Tensor]) -> None:
+        """Overwrites tensors by those of the main rank."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """All ranks' lists joined in the order of the ranks; also a barrier."""
+        return list(gather_object(items)) if self.size > 1 else items
+
+    def from_main(self, value: Any) -> Any:
+        """The main rank's value."""
+        return broadcast_object_list([value])[0] if self.size > 1 else value
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """Runs something on every rank; a `UserError` on any of them is raised on all, so that none waits for a dead one."""
+        return on_all_ranks(action, self.gather)
+
+    def on_main(self, action: Callable[[], Result]) -> Result | None:
+        """Runs something on the main rank alone; a `UserError` there is raised on all ranks, so that none waits for a dead one.
+
+        Returns:
+            its result on the main rank, None on the others.
+        """
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except UserError as failure:
+                error = failure
+        error = self.from_main(error)
+        if error is not None:
+            raise error
+        return result

@@ -1,0 +1,157 @@
+"""A whole training run, from the configuration to the exit code."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tracknet.errors import UserError
+from tracknet.training.accelerator import start_accelerator
+from tracknet.training.build import build_data, build_network, build_state, build_trainer
+from tracknet.training.checkpoint import load_checkpoint
+from tracknet.training.ranks import Ranks
+from tracknet.training.resume import ResumePoint, check_same_run, find_resume
+from tracknet.training.signals import EXIT_INTERRUPTED, StopRequest
+from tracknet.training.state import TrainingState
+from tracknet.training.tracking import Tracker
+from tracknet.training.trainer import Ending
+from tracknet.utils.config import typed, with_run_identity
+from tracknet.utils.logging import setup_logging
+from tracknet.utils.run_directory import RunDirectory
+
+log = logging.getLogger("tracknet")
+
+ENDINGS = {Ending.FINISHED: "finished", Ending.STOPPED: "stopped by a signal and saved; --resume continues it"}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A run that goes on.
+
+    Attributes:
+        point: its checkpoint and its name.
+        wandb_id: of its W&B run.
+        changes: settings that differ from when it was saved, in words.
+    """
+
+    point: ResumePoint
+    wandb_id: str | None
+    changes: list[str]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ended by itself and this launch asks for no other length."""
+        return self.point.finished and not any(line.startswith(("training.epochs:", "training.max_steps:")) for line in self.changes)
+
+
+def train(cfg: DictConfig, resume: str | None) -> int:
+    """Trains a run to its end, or until a signal asks it to stop. All ranks of the run call this.
+
+    Args:
+        cfg: from `build_cfg`; run id and timestamp become those of the main rank, or those of the run that is continued.
+        resume: None starts afresh, `auto` continues the newest run of the same configuration, anything else is the checkpoint to continue.
+
+    Returns:
+        The exit code: 0 done, 75 stopped by SIGTERM and saved, 130 stopped by Ctrl-C and saved.
+
+    Raises:
+        UserError: a mistake outside the program.
+    """
+    accelerator, precision = start_accelerator(typed(cfg).training)
+    ranks = Ranks(accelerator)
+    setup_logging(ranks.is_main, None)
+    continuation = _agree_on_run(cfg, resume, ranks)
+    config = typed(cfg)
+    if continuation and continuation.is_over:
+        log.info("%s is finished; nothing to do", config.runtime.run_id)
+        return 0
+    datasets = build_data(config, ranks)
+    state = build_state(config, build_network(config, datasets, ranks), precision)
+    if continuation:
+        _restore(state, continuation, ranks)
+    run = RunDirectory(Path(config.runtime.log_dir) / config.runtime.run_id)
+    ranks.on_main(lambda: _open_run(run, cfg, ranks, state))
+    tracker = Tracker(
+        run,
+        config.training.tracking,
+        _plain(cfg),
+        is_main=ranks.is_main,
+        run_id=config.runtime.run_id,
+        wandb_id=continuation.wandb_id if continuation else None,
+    )
+    code, message = 1, "ended by an error of the program; its traceback is on the console"
+    try:
+        with StopRequest() as stop:
+            trainer = build_trainer(
+                config,
+                _plain(cfg),
+                accelerator=accelerator,
+                ranks=ranks,
+                datasets=datasets,
+                state=state,
+                tracker=tracker,
+                stop_requested=lambda: stop.requested,
+            )
+            ending = trainer.fit()
+        code, message = _exit_code(ending, stop, ranks), ENDINGS[ending]
+    except UserError as error:
+        code, message = error.exit_code, str(error)
+        raise
+    except KeyboardInterrupt:
+        code, message = EXIT_INTERRUPTED, "interrupted twice: left at once, without saving"
+        raise
+    finally:
+        tracker.finish(code)
+        if ranks.is_main:
+            run.record_exit(code, message)
+    log.info("%s; %s", message, run.path)
+    accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
+    return code
+
+
+def _agree_on_run(cfg: DictConfig, resume: str | None, ranks: Ranks) -> Continuation | None:
+    """Gives all ranks the main rank's run id, which is the old one where a run is continued."""
+
+    def find() -> Continuation | None:
+        config = typed(cfg)
+        point = find_resume(resume, Path(config.runtime.ckpt_dir), config)
+        if point is None:
+            return None
+        saved = load_checkpoint(point.checkpoint).state
+        return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)))
+
+    continuation: Continuation | None = ranks.from_main(ranks.on_main(find))
+    with_run_identity(cfg, continuation.point.timestamp if continuation else ranks.from_main(cfg.runtime.timestamp))
+    return continuation
+
+
+def _restore(state: TrainingState, continuation: Continuation, ranks: Ranks) -> None:
+    checkpoint = ranks.together(lambda: load_checkpoint(continuation.point.checkpoint))
+    state.restore(checkpoint)
+    state.position = replace(state.position, finished=False)
+    log.info("continuing %s after step %d", continuation.point.run_id, state.position.step)
+    for line in continuation.changes:
+        log.info("changed since it was saved: %s", line)
+
+
+def _open_run(run: RunDirectory, cfg: DictConfig, ranks: Ranks, state: TrainingState) -> None:
+    setup_logging(True, run.log_file)
+    run.write_config(OmegaConf.to_yaml(cfg))
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device)
+    run.write_run_info(run_id=cfg.runtime.run_id, seed=cfg.runtime.seed, world_size=ranks.size, device=device)
+    run.truncate_metrics_after(state.position.step)
+    log.info("run folder %s", run.path)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(cfg)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _exit_code(ending: Ending, stop: StopRequest, ranks: Ranks) -> int:
+    """The same on all ranks: Ctrl-C to any of them counts before SIGTERM."""
+    return 0 if ending is Ending.FINISHED else int(max(ranks.gather([stop.exit_code or 0])))
