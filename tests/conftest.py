@@ -17,8 +17,9 @@ LAUNCH_VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def _fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's outcome must not depend on what the shell around pytest exports, nor on the rank that another test played."""
+def _fresh_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A test's outcome must not depend on what the shell around pytest exports, on the user's cache, nor on another test's rank."""
+    monkeypatch.setenv("TRACKNET_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in LAUNCH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     logging.getLogger("tracknet").setLevel(logging.NOTSET)

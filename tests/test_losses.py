@@ -35,12 +35,12 @@ def test_mse_is_the_mean_squared_difference_of_probabilities():
     torch.testing.assert_close(frame_losses(logits, target, LossConfig(name="mse")), expected)
 
 
-@pytest.mark.parametrize("name", ["mse", "focal"])
+@pytest.mark.parametrize("config", [LossConfig("mse"), LossConfig("focal"), LossConfig("focal", alpha=0.5, beta=0.5)])
 @pytest.mark.parametrize("extreme", [-200.0, 200.0])
-def test_extreme_logits_give_finite_losses_and_gradients_in_half_precision(name, extreme):
+def test_extreme_logits_give_finite_losses_and_gradients_in_half_precision(config, extreme):
     logits = torch.full((1, 2, 4, 4), extreme, dtype=torch.float16, requires_grad=True)
     target = render_heatmaps(torch.full((1, 2, 2), 1.6), torch.tensor([[True, False]]), (4, 4), 1.0)
-    losses = frame_losses(logits, target, LossConfig(name=name))
+    losses = frame_losses(logits, target, config)
     losses.sum().backward()
     assert losses.dtype == torch.float32
     assert torch.isfinite(losses).all()

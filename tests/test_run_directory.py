@@ -143,12 +143,12 @@ def test_the_main_rank_shows_all_on_stderr_and_keeps_it(
     assert [line.split(" ", 2)[2] for line in log_file.read_text().splitlines()] == ["INFO hello", "WARNING look out"]
 
 
-def test_other_ranks_show_only_warnings_and_who_they_are(
+def test_other_ranks_show_only_errors_and_who_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], clean_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     logger = setup_logging(False, tmp_path / "train.log")
-    logger.info("hello")
     logger.warning("look out")
-    assert [line[9:] for line in capsys.readouterr().err.splitlines()] == ["[rank 3] WARNING: look out"]
+    logger.error("broken")
+    assert [line[9:] for line in capsys.readouterr().err.splitlines()] == ["[rank 3] ERROR: broken"]
     assert not (tmp_path / "train.log").exists()

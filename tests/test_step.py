@@ -127,6 +127,9 @@ class FailsAbove:
     def __init__(self, limit: int, error: Exception) -> None:
         self.limit, self.error, self.failures = limit, error, 0
 
+    def update(self) -> None:
+        self(0)
+
     def __call__(self, size: int) -> None:
         if size > self.limit:
             self.failures += 1
@@ -211,6 +214,23 @@ def test_fp16s_scaler_changes_no_update_and_skips_one_that_overflows():
     result = make_step(network, TrainingConfig(batch_size=6), clip_norm=0.01, scaled=True)(batch, step=0, stop=False)
     assert result.skipped
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+
+
+def test_fp16_that_overflows_at_every_scale_stops_the_run():
+    network, batch = TinyNetwork(), make_batch(6, seed=7)
+    network.second.bias.register_hook(lambda gradient: gradient * float("inf"))
+    step = make_step(network, TrainingConfig(batch_size=6), scaled=True)
+    results = (step(batch, step=number, stop=False) for number in range(100))
+    with pytest.raises(UserError, match=r"overflow at every loss scale.*training\.precision"):
+        assert all(result.skipped for result in results)
+
+
+def test_running_out_of_memory_in_the_update_is_not_retried():
+    network, batch = TinyNetwork(), make_batch(6, seed=7)
+    step = make_step(network, TrainingConfig(batch_size=6))
+    step._optimizer.step = FailsAbove(-1, MemoryError()).update
+    with pytest.raises(UserError, match="step 4: out of memory in the optimizer's update"):
+        step(batch, step=4, stop=False)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost():

@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from tracknet.models import TrackNetModel
 from tracknet.scripts.train import main
+from tracknet.training.tracking import Tracker
 
 GAMES = ["data.split.train_games=[game1]", "data.split.val_games=[game2]"]
 TINY = [
@@ -43,11 +44,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clips")
     write_games(root, ["game1", "game2"], clips=2, count=10)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKNET_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def arguments(clips: Path, output: Path, *more: str) -> list[str]:
@@ -134,6 +130,52 @@ def test_a_run_stopped_by_sigterm_saves_and_goes_on_as_if_it_had_not_been(clips,
     assert (whole / "optimizer.safetensors").read_bytes() == (resumed / "optimizer.safetensors").read_bytes()
 
 
+def test_a_stop_at_an_evaluation_loses_nothing(clips, tmp_path, monkeypatch):
+    assert main(arguments(clips, tmp_path / "whole", "training.epochs=4")) == 0
+    log = Tracker.log
+
+    def log_and_signal(self, step, metrics):
+        log(self, step, metrics)
+        if step == 7:  # so the next step, which is to be evaluated, is the last
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log", log_and_signal)
+        assert main(arguments(clips, tmp_path / "stopped", "training.epochs=4")) == 75
+    assert metrics_of(tmp_path / "stopped")[-1]["step"] == 8
+    assert main([*arguments(clips, tmp_path / "stopped", "training.epochs=4"), "--resume"]) == 0
+
+    def kept(output):
+        return [{key: value for key, value in line.items() if key != "train/samples_per_s"} for line in metrics_of(output)]
+
+    assert kept(tmp_path / "stopped") == kept(tmp_path / "whole")
+
+
+def test_a_run_whose_epochs_would_have_another_length_is_not_resumed(clips, tmp_path, capfd):
+    assert main(arguments(clips, tmp_path)) == 0
+    fewer = tmp_path / "fewer"
+    write_games(fewer, ["game1", "game2"], clips=1, count=10)
+    assert main([*arguments(fewer, tmp_path, "training.epochs=9"), "--resume"]) == 2
+    assert "4 steps per epoch and would now have 2" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_two_runs_of_one_second_get_folders_of_their_own(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKNET_TIMESTAMP", "20300102-235959")
+    for _ in range(2):
+        assert main(arguments(clips, tmp_path, "training.epochs=1")) == 0
+    names = ["run-20300102-235959-s42", "run-20300103-000000-s42"]
+    for folder in ("logs", "checkpoints"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+
+
+def test_more_patience_continues_a_run_that_stopped_early(clips, tmp_path):
+    stopping = ["training.epochs=6", "training.early_stopping.min_delta=2.0"]
+    assert main(arguments(clips, tmp_path, *stopping, "training.early_stopping.patience_evaluations=1")) == 0
+    assert metrics_of(tmp_path)[-1]["step"] == 8
+    assert main([*arguments(clips, tmp_path, *stopping, "training.early_stopping.patience_evaluations=3"), "--resume"]) == 0
+    assert metrics_of(tmp_path)[-1]["step"] == 20
+
+
 def test_resume_auto_starts_afresh_then_says_finished_then_goes_on_when_more_is_asked_for(clips, tmp_path, capfd):
     assert main([*arguments(clips, tmp_path), "--resume", "auto"]) == 0
     assert "starting afresh" in capfd.readouterr().err
@@ -209,7 +251,8 @@ def test_broken_data_stops_the_run_before_the_first_step_or_is_skipped_and_count
     assert not list((tmp_path / "out" / "checkpoints").glob("*"))
 
     assert main(arguments(root, tmp_path / "out", "data.on_error=skip", "training.epochs=1")) == 0
-    assert "1 broken clip" in capfd.readouterr().err
+    assert "1 of 4 clips skipped" in capfd.readouterr().err
+    assert "Clip2/0003.png" in (only_run(tmp_path / "out" / "logs") / "train.log").read_text()
 
 
 def test_micro_batches_change_no_weight_beyond_rounding(clips, tmp_path):

@@ -1,6 +1,6 @@
 """How well a network finds the ball: whole pictures in, integer counts per game and protocol out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 
@@ -58,7 +58,7 @@ def detect(
     index: ClipIndex,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]],
-    preview_batches: Sequence[int] = (),
+    preview_windows: Collection[int] = (),
 ) -> tuple[Detections, list[Preview]]:
     """Runs the network over windows and keeps the peak of each frame that a window answers for.
 
@@ -68,7 +68,7 @@ def detect(
         index: of the data set that the windows come from.
         device: to compute on.
         autocast: the precision of the forward pass.
-        preview_batches: from these batches (by number) the first counted frame is returned as a preview.
+        preview_windows: from these (by sample index) the first counted frame is returned as a preview.
 
     Raises:
         UserError: the network's output is not finite.
@@ -77,15 +77,16 @@ def detect(
     previews = []
     training = model.training
     model.eval()
-    for number, batch in enumerate(batches):
+    for batch in batches:
         if len(batch) == 0:
             continue
         with autocast():
             logits = model(batch.frames.to(device), None if batch.background is None else batch.background.to(device), None)
         xy_input, score = _peaks(logits, input_wh=(batch.frames.shape[-1], batch.frames.shape[-2]))
         found.append(_counted(batch, xy_input, score, index))
-        if number in preview_batches:
-            previews.append(_preview(batch, logits, xy_input, score))
+        for position, window in enumerate(batch.sample_index.tolist()):
+            if window in preview_windows:
+                previews.append(_preview(batch, position, logits, xy_input, score))
     model.train(training)
     return Detections(*(np.concatenate(columns) for columns in zip(*(astuple(part) for part in found), strict=True))), previews
 
@@ -110,8 +111,8 @@ def _counted(batch: Batch, xy_input: Tensor, score: Tensor, index: ClipIndex) ->
     return Detections(row, xy_px, score[batch.counted].numpy())
 
 
-def _preview(batch: Batch, logits: Tensor, xy_input: Tensor, score: Tensor) -> Preview:
-    window, frame = (int(i) for i in torch.nonzero(batch.counted)[0])
+def _preview(batch: Batch, window: int, logits: Tensor, xy_input: Tensor, score: Tensor) -> Preview:
+    frame = int(torch.nonzero(batch.counted[window])[0])
     return Preview(
         row=int(batch.frame_row[window, frame]),
         frame=batch.frames[window, frame].permute(1, 2, 0).contiguous().numpy(),

@@ -42,9 +42,9 @@ def focal_frame_losses(logits: Tensor, target: Tensor, alpha: float, beta: float
     Shapes as in `frame_losses`. `alpha` weighs down cells that are already right, `beta` cells near the ball.
     """
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-    p = log_p.exp()
     peak = target.amax(dim=(-2, -1), keepdim=True)
     is_ball = (target == peak) & (peak > 0)
-    at_ball = -((1 - p) ** alpha) * log_p
-    elsewhere = -((1 - target) ** beta) * p**alpha * log_not_p
+    # powers as exponentials of logarithms: the gradient of p ** alpha is infinite at p = 0 where alpha is below 1
+    at_ball = -(alpha * log_not_p).exp() * log_p
+    elsewhere = -((1 - target) ** beta) * (alpha * log_p).exp() * log_not_p
     return torch.where(is_ball, at_ball, elsewhere).sum(dim=(-2, -1))

@@ -46,9 +46,6 @@ class Counts:
     tn: int = 0
     fn: int = 0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.tp + other.tp, self.fp1 + other.fp1, self.fp2 + other.fp2, self.tn + other.tn, self.fn + other.fn)
-
     @property
     def precision(self) -> float:
         """TP / (TP + FP1 + FP2), 0 to 1; 0 where nothing was detected."""

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from tracknet.data.augment import training_transform
 from tracknet.data.batch import Batch
 from tracknet.data.dataset import WindowDataset
-from tracknet.data.formats import read_clips
+from tracknet.data.formats import check_game_names, check_sides, read_clips
 from tracknet.data.frames import FrameStore, cache_root
-from tracknet.data.index import ClipIndex
+from tracknet.data.index import Clip, ClipIndex
 from tracknet.data.prepare import Gather, on_all_ranks, prepare_clips
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.data.synthetic import make_rallies
@@ -87,6 +87,11 @@ class EpochLoader:
         """Batches per epoch, the same on all ranks."""
         return len(self.sampler)
 
+    def windows_of_this_rank(self, epoch: int = 0) -> list[int]:
+        """Numbers of the windows that this process gets in an epoch, in order."""
+        self.sampler.set_position(epoch)
+        return [window for batch in self.sampler for _, window in batch]
+
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_batch` on; workers start at once."""
         self.sampler.set_position(epoch, first_batch)
@@ -133,7 +138,7 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     """Finds, checks and decodes the clips of both sides. All ranks: holds collectives; all end with the same clips or the same error.
 
     Args:
-        config: the section `data`.
+        config: the section `data`, which `check_config` has passed.
         seed: of the augmentation.
         share: this process's number on its machine, and how many there are: the clips are decoded by turns.
         gather: joins the lists of all ranks, in the order of the ranks; it is a barrier too.
@@ -143,11 +148,12 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
         DataError: footage or labels are broken, or one side of the split is empty.
         UserError: the cache cannot be written.
     """
-    _check_split(config)
+    check_game_names([*config.split.train_games, *config.split.val_games])
     cache_dir = cache_root(config.cache_dir)
     root = _root(config, cache_dir, share, gather)
     train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error), gather)
     val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error), gather)
+    on_all_ranks(lambda: check_sides(train, val), gather)
     store = FrameStore(cache_dir, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1]))
     broken = prepare_clips([*train.clips, *val.clips], store, config.on_error, share, gather)
     train, val = train.without(broken), val.without(broken)
@@ -155,39 +161,26 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     _warn_of(dropped, len(train.clips) + len(val.clips))
     input_wh = on_all_ranks(lambda: _input_size(config, train, val), gather)
     background = config.background == "median"
-    return Datasets(
-        WindowDataset(train, store, config.sequence, background=background, seed=seed, training=training_transform(config)),
+    transform = training_transform(config)
+    datasets = Datasets(
+        WindowDataset(train, store, config.sequence, background=background, seed=seed, training=transform),
         WindowDataset(val, store, config.sequence, background=background, seed=seed, training=None),
         input_wh,
         dropped,
     )
+    _tell_of_short_clips([*train.clips, *val.clips], datasets.train.length)
+    return datasets
 
 
 def _root(config: DataConfig, cache_dir: Path, share: tuple[int, int], gather: Gather) -> Path:
     """The folder with the games; the demo's are made by the first process of each machine while the others wait."""
     synthetic, games = config.synthetic, [*config.split.train_games, *config.split.val_games]
-    if (config.root is None) == (synthetic is None):
-        raise ConfigError("data.root and data.synthetic: set one of them, the other stays null")
-    if config.root is not None:
+    if synthetic is None:
+        assert config.root is not None
         return Path(config.root).expanduser()
-    assert synthetic is not None
     make: Callable[[], Path] = lambda: make_rallies(synthetic, games, cache_dir)  # noqa: E731
     on_all_ranks(make if share[0] == 0 else lambda: cache_dir, gather)
     return on_all_ranks(make, gather)
-
-
-def _check_split(config: DataConfig) -> None:
-    """Every game stands on one side, once."""
-    train, val = config.split.train_games, config.split.val_games
-    for key, games in (("data.split.train_games", train), ("data.split.val_games", val)):
-        if not games:
-            raise ConfigError(f"{key}: empty; name at least one game")
-        twice = sorted({game for game in games if games.count(game) > 1})
-        if twice:
-            raise ConfigError(f"{key}: names {', '.join(twice)} more than once")
-    both = sorted(set(train) & set(val))
-    if both:
-        raise ConfigError(f"data.split: {', '.join(both)} is in train_games and in val_games; a game may be on one side only")
 
 
 def _warn_of(dropped: list[str], kept: int) -> None:
@@ -197,8 +190,14 @@ def _warn_of(dropped: list[str], kept: int) -> None:
         logger.warning("%d of %d clips skipped (data.on_error=skip)", len(dropped), len(dropped) + kept)
 
 
+def _tell_of_short_clips(clips: list[Clip], length: int) -> None:
+    short = sum(clip.length < length for clip in clips)
+    if short:
+        logger.info("%d of %d clips have fewer than data.sequence.length=%d frames; their last is repeated", short, len(clips), length)
+
+
 def _input_size(config: DataConfig, train: ClipIndex, val: ClipIndex) -> tuple[int, int]:
-    """Width and height of a whole picture for the network, once both sides have clips and the keys fit them."""
+    """Width and height of a whole picture for the network, once both sides have clips and fit it."""
     for key, index, games in (("train_games", train, config.split.train_games), ("val_games", val, config.split.val_games)):
         if not index.clips:
             raise DataError(f"data.split.{key}: no usable clip is left in {', '.join(games)}; all were skipped (data.on_error=skip)")
@@ -208,8 +207,5 @@ def _input_size(config: DataConfig, train: ClipIndex, val: ClipIndex) -> tuple[i
         if other is not None:
             sizes = " and ".join(f"{clip.id} {clip.size_wh[0]}x{clip.size_wh[1]}" for clip in (clips[0], other))
             raise ConfigError(f"data.preprocess.resize: null needs clips of one size, but there are {sizes}; set it to [width, height]")
-    input_wh = clips[0].size_wh if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1])
-    crop = config.augment.crop
-    if crop is not None and (crop[0] > input_wh[0] or crop[1] > input_wh[1]):
-        raise ConfigError(f"data.augment.crop: {crop[0]}x{crop[1]} is larger than the picture, which is {input_wh[0]}x{input_wh[1]}")
-    return input_wh
+        return clips[0].size_wh
+    return (config.preprocess.resize[0], config.preprocess.resize[1])

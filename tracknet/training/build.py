@@ -13,6 +13,7 @@ from torch import nn
 
 from tracknet.data.loader import Datasets, EpochLoader, build_datasets
 from tracknet.data.sampler import EpochBatchSampler
+from tracknet.errors import ConfigError
 from tracknet.evaluation import Preview
 from tracknet.losses import frame_losses
 from tracknet.models import TrackNetModel, build_model, load_weights_from
@@ -26,8 +27,8 @@ from tracknet.training.optimization import LearningRate, build_optimizer
 from tracknet.training.previews import draw_previews
 from tracknet.training.progress import Progress
 from tracknet.training.ranks import Ranks
-from tracknet.training.state import TrainingState
-from tracknet.training.step import StepResult, TrainingStep
+from tracknet.training.state import Position, TrainingState
+from tracknet.training.step import TrainingStep
 from tracknet.training.tracking import Tracker
 from tracknet.training.trainer import SELECTION_METRIC, Trainer
 from tracknet.training.validation import Validation
@@ -42,8 +43,6 @@ def build_data(config: Config, ranks: Ranks) -> Datasets:
     for side, dataset in (("train", datasets.train), ("val", datasets.val)):
         index = dataset.index
         log.info("%s: %d games, %d clips, %d frames, %d windows", side, len(index.games), len(index.clips), len(index), len(dataset))
-    if datasets.dropped:
-        log.warning("left out %d broken clips (data.on_error=skip)", len(datasets.dropped))
     return datasets
 
 
@@ -107,15 +106,13 @@ def build_trainer(
     training = config.training
     batches = _training_batches(config, datasets, ranks)
     total_steps = training.max_steps or training.epochs * len(batches)
+    _check_length(config, state.position, len(batches), total_steps)
     progress = Progress(total_steps, state.position.step, ranks.is_main, training.tracking.log_every_steps)
     micro_batch = MicroBatchSize(training)
     log.info(
         "%d steps, %d per epoch; %d samples a step: %d x %d processes, in micro-batches of %d",
         *(total_steps, len(batches), training.batch_size * ranks.size, training.batch_size, ranks.size, micro_batch.value),
     )
-
-    def show_step(step: int, result: StepResult, lr: float) -> None:
-        progress.update(step, loss=result.loss, lr=lr, samples=result.samples * ranks.size)
 
     return Trainer(
         training,
@@ -127,12 +124,28 @@ def build_trainer(
         batches=batches,
         total_steps=total_steps,
         backbone_rest_epochs=backbone_rest_epochs(config),
-        evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker, progress),
+        evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker),
         save=_saving(config, saved_config, ranks, tracker),
         log_metrics=tracker.log,
-        show_step=show_step,
+        progress=progress,
         stop_requested=stop_requested,
     )
+
+
+def _check_length(config: Config, position: Position, steps_per_epoch: int, total_steps: int) -> None:
+    """A run's place in its data and its schedule is counted in steps, so an epoch must have as many as when it was saved."""
+    if position.steps_per_epoch not in (0, steps_per_epoch):
+        raise ConfigError(
+            f"--resume: the run had {position.steps_per_epoch} steps per epoch and would now have {steps_per_epoch};"
+            " give it the same number of processes, training.batch_size and clips"
+        )
+    position.steps_per_epoch = steps_per_epoch
+    warmup_steps = config.training.scheduler.warmup_epochs * steps_per_epoch
+    if warmup_steps > total_steps:
+        raise ConfigError(
+            f"training.scheduler.warmup_epochs={config.training.scheduler.warmup_epochs:g} is {warmup_steps:.0f} steps,"
+            f" longer than the run's {total_steps}; lower it"
+        )
 
 
 def _training_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
@@ -175,9 +188,8 @@ def _evaluation(
     datasets: Datasets,
     state: TrainingState,
     tracker: Tracker,
-    progress: Progress,
 ) -> Callable[[int], dict[str, float]]:
-    """The validation of a run, shown on the progress display and the log."""
+    """The validation of a run, with a line in the log."""
     settings = config.training.evaluation
 
     def show_previews(step: int, previews: list[Preview]) -> None:
@@ -194,9 +206,7 @@ def _evaluation(
     )
 
     def evaluate(step: int) -> dict[str, float]:
-        with progress.paused():
-            metrics = validation(step)
-        progress.show(F1=metrics[SELECTION_METRIC])
+        metrics = validation(step)
         log.info("step %d: %s", step, "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTION_METRIC, "val/f1_wasb")))
         return metrics
 

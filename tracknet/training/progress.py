@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tracknet.utils.logging import FILE_ONLY
 
-logger = logging.getLogger("tracknet")
+log = logging.getLogger("tracknet")
 
 
 class Progress:
@@ -56,7 +56,12 @@ class Progress:
             self._bar.update(step - self._bar.n)
         if line_is_due:
             parts = [f"step {step}/{self._total}", f"loss {loss:.4f}", f"lr {lr:.1e}", f"{self._rate:.3g} samples/s", *self._extra()]
-            logger.info("  ".join([*parts, f"left {self._time_left(step)}"]), extra={FILE_ONLY: self._bar is not None})
+            log.info("  ".join([*parts, f"left {self._time_left(step)}"]), extra={FILE_ONLY: self._bar is not None})
+
+    @property
+    def samples_per_s(self) -> float:
+        """Windows of all ranks per second between the last two plain lines, pauses left out; 0 before the first one."""
+        return self._rate
 
     def show(self, **values: float) -> None:
         """Values to show from now on beside the loss, for example `show(F1=0.83)` after an evaluation."""
@@ -64,7 +69,7 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around evaluation and checkpointing: their time counts for the time left, but not for the samples per second."""
+        """Around an evaluation: its time counts for the time left, but not for the samples per second."""
         began = monotonic()
         try:
             yield

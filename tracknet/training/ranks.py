@@ -26,16 +26,16 @@ class Ranks:
         self.device: torch.device = accelerator.device
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Replaces a tensor by its sum over the ranks, in place, to the same bits on each."""
+        """Replaces a tensor by its sum over the ranks, in place, to the same bits on each. All ranks call this."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def copy_from_main_(self, tensors: list[Tensor]) -> None:
-        """Overwrites tensors by those of the main rank."""
+        """Overwrites tensors by those of the main rank. All ranks call this."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor.detach(), src=0)
 
     def gather(self, items: list[Any]) -> list[Any]:
         """All ranks' lists joined in the order of the ranks; also a barrier."""

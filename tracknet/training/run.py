@@ -1,7 +1,10 @@
 """A whole training run, from the configuration to the exit code."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tracknet.errors import UserError
 from tracknet.training.accelerator import start_accelerator
 from tracknet.training.build import build_data, build_network, build_state, build_trainer
-from tracknet.training.checkpoint import load_checkpoint
+from tracknet.training.checkpoint import inspect_checkpoint, load_checkpoint
 from tracknet.training.ranks import Ranks
 from tracknet.training.resume import ResumePoint, check_same_run, find_resume
 from tracknet.training.signals import EXIT_INTERRUPTED, StopRequest
@@ -19,11 +22,13 @@ from tracknet.training.state import TrainingState
 from tracknet.training.tracking import Tracker
 from tracknet.training.trainer import Ending
 from tracknet.utils.config import typed, with_run_identity
-from tracknet.utils.logging import setup_logging
+from tracknet.utils.logging import FILE_ONLY, setup_logging
 from tracknet.utils.run_directory import RunDirectory
 
 log = logging.getLogger("tracknet")
 
+LENGTH_KEYS = ("training.epochs:", "training.max_steps:", "training.early_stopping.")
+TIMESTAMP_FORMAT = "%Y%m%d-%H%M%S"
 ENDINGS = {Ending.FINISHED: "finished", Ending.STOPPED: "stopped by a signal and saved; --resume continues it"}
 
 
@@ -44,7 +49,7 @@ class Continuation:
     @property
     def is_over(self) -> bool:
         """Whether the run ended by itself and this launch asks for no other length."""
-        return self.point.finished and not any(line.startswith(("training.epochs:", "training.max_steps:")) for line in self.changes)
+        return self.point.finished and not any(line.startswith(LENGTH_KEYS) for line in self.changes)
 
 
 def train(cfg: DictConfig, resume: str | None) -> int:
@@ -52,7 +57,7 @@ def train(cfg: DictConfig, resume: str | None) -> int:
 
     Args:
         cfg: from `build_cfg`; run id and timestamp become those of the main rank, or those of the run that is continued.
-        resume: None starts afresh, `auto` continues the newest run of the same configuration, anything else is the checkpoint to continue.
+        resume: None starts afresh, `auto` continues the newest run of the same names and seed, anything else is the checkpoint to continue.
 
     Returns:
         The exit code: 0 done, 75 stopped by SIGTERM and saved, 130 stopped by Ctrl-C and saved.
@@ -63,15 +68,17 @@ def train(cfg: DictConfig, resume: str | None) -> int:
     accelerator, precision = start_accelerator(typed(cfg).training)
     ranks = Ranks(accelerator)
     setup_logging(ranks.is_main, None)
-    continuation = _agree_on_run(cfg, resume, ranks)
-    config = typed(cfg)
+    continuation: Continuation | None = ranks.from_main(ranks.on_main(lambda: _find_continuation(cfg, resume)))
     if continuation and continuation.is_over:
-        log.info("%s is finished; nothing to do", config.runtime.run_id)
+        log.info("%s is finished; nothing to do", continuation.point.run_id)
         return 0
+    config = typed(cfg)
     datasets = build_data(config, ranks)
     state = build_state(config, build_network(config, datasets, ranks), precision)
     if continuation:
-        _restore(state, continuation, ranks)
+        ranks.together(lambda: _restore(state, continuation))
+    _name_run(cfg, continuation, ranks)
+    config = typed(cfg)
     run = RunDirectory(Path(config.runtime.log_dir) / config.runtime.run_id)
     ranks.on_main(lambda: _open_run(run, cfg, ranks, state))
     tracker = Tracker(
@@ -82,9 +89,8 @@ def train(cfg: DictConfig, resume: str | None) -> int:
         run_id=config.runtime.run_id,
         wandb_id=continuation.wandb_id if continuation else None,
     )
-    code, message = 1, "ended by an error of the program; its traceback is on the console"
-    try:
-        with StopRequest() as stop:
+    with StopRequest() as stop:
+        with _recorded_ending(run, tracker, ranks) as outcome:
             trainer = build_trainer(
                 config,
                 _plain(cfg),
@@ -96,45 +102,78 @@ def train(cfg: DictConfig, resume: str | None) -> int:
                 stop_requested=lambda: stop.requested,
             )
             ending = trainer.fit()
-        code, message = _exit_code(ending, stop, ranks), ENDINGS[ending]
+            outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
+        log.info("%s; %s", outcome.message, run.path)
+        accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
+    return outcome.code
+
+
+@dataclass
+class Outcome:
+    """How a launch ends: exit code and one line."""
+
+    code: int = 1
+    message: str = "ended by an error of the program; its traceback is on the console"
+
+
+@contextmanager
+def _recorded_ending(run: RunDirectory, tracker: Tracker, ranks: Ranks) -> Iterator[Outcome]:
+    """Whatever happens inside, W&B is told and `run.json` and `train.log` say how the launch ended."""
+    outcome = Outcome()
+    try:
+        yield outcome
     except UserError as error:
-        code, message = error.exit_code, str(error)
+        outcome.code, outcome.message = error.exit_code, str(error)
+        log.error(outcome.message, extra={FILE_ONLY: True})
         raise
     except KeyboardInterrupt:
-        code, message = EXIT_INTERRUPTED, "interrupted twice: left at once, without saving"
+        outcome.code, outcome.message = EXIT_INTERRUPTED, "interrupted twice: left at once, without saving"
         raise
     finally:
-        tracker.finish(code)
+        tracker.finish(outcome.code)
         if ranks.is_main:
-            run.record_exit(code, message)
-    log.info("%s; %s", message, run.path)
-    accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
-    return code
+            try:
+                run.record_exit(outcome.code, outcome.message)
+            except UserError as error:  # it must not stand in front of what ended the run
+                log.warning("the ending is not in run.json: %s", error)
 
 
-def _agree_on_run(cfg: DictConfig, resume: str | None, ranks: Ranks) -> Continuation | None:
-    """Gives all ranks the main rank's run id, which is the old one where a run is continued."""
-
-    def find() -> Continuation | None:
-        config = typed(cfg)
-        point = find_resume(resume, Path(config.runtime.ckpt_dir), config)
-        if point is None:
-            return None
-        saved = load_checkpoint(point.checkpoint).state
-        return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)))
-
-    continuation: Continuation | None = ranks.from_main(ranks.on_main(find))
-    with_run_identity(cfg, continuation.point.timestamp if continuation else ranks.from_main(cfg.runtime.timestamp))
-    return continuation
+def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | None:
+    """For the main rank."""
+    config = typed(cfg)
+    point = find_resume(resume, Path(config.runtime.ckpt_dir), config)
+    if point is None:
+        return None
+    saved = inspect_checkpoint(point.checkpoint).state
+    return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)))
 
 
-def _restore(state: TrainingState, continuation: Continuation, ranks: Ranks) -> None:
-    checkpoint = ranks.together(lambda: load_checkpoint(continuation.point.checkpoint))
-    state.restore(checkpoint)
-    state.position = replace(state.position, finished=False)
+def _restore(state: TrainingState, continuation: Continuation) -> None:
+    state.restore(load_checkpoint(continuation.point.checkpoint))
+    if state.position.finished:  # and yet it goes on: its length or its patience has changed
+        state.position = replace(state.position, finished=False, stale_evaluations=0)
     log.info("continuing %s after step %d", continuation.point.run_id, state.position.step)
     for line in continuation.changes:
         log.info("changed since it was saved: %s", line)
+
+
+def _name_run(cfg: DictConfig, continuation: Continuation | None, ranks: Ranks) -> None:
+    """Gives all ranks one run id: that of the run that is continued, else the main rank's, whose folder is then made."""
+
+    def reserve() -> str:
+        timestamp = datetime.strptime(cfg.runtime.timestamp, TIMESTAMP_FORMAT)
+        while True:
+            with_run_identity(cfg, timestamp.strftime(TIMESTAMP_FORMAT))
+            try:
+                (Path(cfg.runtime.log_dir) / cfg.runtime.run_id).mkdir(parents=True)
+            except FileExistsError:
+                timestamp += timedelta(seconds=1)  # another launch of this second has it
+            except OSError as error:
+                raise UserError(f"cannot make a run folder in {cfg.runtime.log_dir}: {error.strerror}; see --output-dir") from error
+            else:
+                return str(cfg.runtime.timestamp)
+
+    with_run_identity(cfg, continuation.point.timestamp if continuation else ranks.from_main(ranks.on_main(reserve)))
 
 
 def _open_run(run: RunDirectory, cfg: DictConfig, ranks: Ranks, state: TrainingState) -> None:

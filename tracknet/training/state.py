@@ -23,13 +23,19 @@ class Position:
 
     Attributes:
         step: updates made.
+        steps_per_epoch: what an epoch means in steps; 0 before the first one.
+        evaluated_step: updates made at the last evaluation.
         best_f1: highest val/f1_tracknetv2 so far; -1 before the first evaluation.
-        stale_evaluations: evaluations since then.
+        patience_f1: what an evaluation must exceed by `early_stopping.min_delta` to count as better; -1 before the first one.
+        stale_evaluations: evaluations since one was.
         finished: whether the run ended by itself, by its length or by early stopping.
     """
 
     step: int = 0
+    steps_per_epoch: int = 0
+    evaluated_step: int = 0
     best_f1: float = -1.0
+    patience_f1: float = -1.0
     stale_evaluations: int = 0
     finished: bool = False
 
@@ -70,5 +76,6 @@ class TrainingState:
             self.ema.load(saved_model, checkpoint.state["ema_updates"])
         unpack_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         scaler: Mapping[str, Any] = checkpoint.state["scaler"]
-        self.scaler.load_state_dict(dict(scaler))
+        if scaler and self.scaler.is_enabled():  # both in fp16; otherwise the scale starts anew
+            self.scaler.load_state_dict(dict(scaler))
         self.position = Position(**checkpoint.state["position"])

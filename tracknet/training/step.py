@@ -53,6 +53,7 @@ class Sums:
     non_finite: float = 0.0  # samples
     out_of_memory: float = 0.0  # ranks
     stop: float = 0.0  # ranks that were asked to stop
+    samples: float = 0.0
 
     def over(self, ranks: Ranks) -> "Sums":
         """The sums over all ranks. All ranks call this."""
@@ -70,7 +71,7 @@ class StepResult:
         loss: mean over the labelled frames of all ranks, before the update.
         grad_norm: global norm before clipping.
         skipped: whether fp16's gradients overflowed, so that the weights stayed as they were.
-        samples: windows of this rank.
+        samples: windows of all ranks.
         micro_batch_size: the size that fitted.
         retries: attempts that ran out of memory before.
         stop: whether any rank was asked to stop.
@@ -164,7 +165,7 @@ class TrainingStep:
             self._refuse_non_finite(batch, non_finite, step)
         grad_norm, skipped = self._update(total.labeled_frames, step)
         loss = total.loss / max(1.0, total.labeled_frames)
-        return StepResult(loss, grad_norm, skipped, len(batch), size, retries, bool(total.stop))
+        return StepResult(loss, grad_norm, skipped, int(total.samples), size, retries, bool(total.stop))
 
     def _accumulate(self, batch: Batch, step: int, size: int, stop: bool) -> tuple[Sums, Tensor]:
         """Adds up this rank's gradient of the summed loss, micro-batch by micro-batch; says so if memory runs out in between.
@@ -177,7 +178,7 @@ class TrainingStep:
         out_of_memory = False
         try:
             for part in batch.split(size):
-                losses.append(self._backward(part.to(self._ranks.device), step))
+                losses.append(self._backward(part, step))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -185,13 +186,16 @@ class TrainingStep:
         per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
         non_finite = ~torch.isfinite(per_sample)
         loss, bad_samples = torch.stack([per_sample.sum(), non_finite.sum()]).tolist()  # the step's one wait for the device
-        sums = Sums(loss, float(batch.labeled.sum()), bad_samples, float(out_of_memory), float(stop))
+        sums = Sums(loss, float(batch.labeled.sum()), bad_samples, float(out_of_memory), float(stop), float(len(batch)))
         return sums, non_finite
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         """Forward and backward of one micro-batch; returns (b,), each sample's loss summed over its labelled frames."""
+        keys = dropout_keys(self._seed, step, batch.sample_index)
+        torch.manual_seed(int(keys[0]))  # for dropout inside a pretrained backbone, which takes no keys
+        batch, keys = batch.to(self._ranks.device), keys.to(self._ranks.device)
         with self._autocast():
-            logits = self._model(batch.frames, batch.background, dropout_keys(self._seed, step, batch.sample_index))
+            logits = self._model(batch.frames, batch.background, keys)
         height, width = batch.frames.shape[-2:]
         size_hw = (logits.shape[-2], logits.shape[-1])
         xy_heatmap = resize_points(batch.xy_input, (width, height), (size_hw[1], size_hw[0]))
@@ -223,8 +227,18 @@ class TrainingStep:
         if self._clip_norm > 0:
             gradient.mul_(min(1.0, self._clip_norm / (norm + 1e-6)))  # 1e-6: as torch.nn.utils.clip_grad_norm_
         scale_before = self._scaler.get_scale()
-        self._scaler.step(self._optimizer)
+        try:
+            self._scaler.step(self._optimizer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # the weights may be half changed, so this step cannot be tried again
+            raise UserError(
+                f"step {step}: out of memory in the optimizer's update; choose a smaller model or training.optimizer.name"
+            ) from error
         self._scaler.update()
+        if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
+            raise UserError(f"step {step}: fp16's gradients overflow at every loss scale down to 1; set training.precision=bf16 or fp32")
         return norm, self._scaler.get_scale() < scale_before
 
 

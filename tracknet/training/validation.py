@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from tracknet.data.loader import EpochLoader
-from tracknet.evaluation import Preview, count_by_game, detect, named_scores
+from tracknet.errors import UserError
+from tracknet.evaluation import Detections, Preview, count_by_game, detect, named_scores
+from tracknet.training.microbatch import is_out_of_memory
 from tracknet.training.ranks import Ranks
 from tracknet.training.state import TrainingState
 
@@ -39,16 +41,24 @@ class Validation:
         """
         self._state, self._batches, self._ranks = state, batches, ranks
         self._threshold, self._autocast, self._show_previews = threshold, autocast, show_previews
-        count = min(previews, len(batches))
-        self._preview_batches = [round(i * (len(batches) - 1) / max(1, count - 1)) for i in range(count)]
+        windows = batches.windows_of_this_rank()
+        self._preview_windows = {windows[round(i * (len(windows) - 1) / max(1, previews - 1))] for i in range(previews) if windows}
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has. All ranks call this."""
+        detections, previews = self._ranks.together(self._detect)
+        self._ranks.on_main(lambda: self._show_previews(step, previews))
         index = self._batches.dataset.index
-        with self._state.ema.averaged() if self._state.ema else nullcontext():
-            detections, previews = detect(
-                self._state.model, self._batches.epoch(0), index, self._ranks.device, self._autocast, self._preview_batches
-            )
-        self._show_previews(step, previews)
         counts = torch.from_numpy(count_by_game(index, detections, self._threshold)).to(self._ranks.device)
         return named_scores(self._ranks.sum_(counts).cpu().numpy().astype(np.int64), index.games)
+
+    def _detect(self) -> tuple[Detections, list[Preview]]:
+        """What this rank finds in its windows; holds no collective."""
+        index = self._batches.dataset.index
+        try:
+            with self._state.ema.averaged() if self._state.ema else nullcontext():
+                return detect(self._state.model, self._batches.epoch(0), index, self._ranks.device, self._autocast, self._preview_windows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("out of memory in the evaluation; lower training.evaluation.batch_size") from error

@@ -21,7 +21,7 @@ UPLOAD_SECONDS = 6  # at the end, for what is not uploaded yet; the rest stays i
 FINISH_SECONDS = 10.0  # in all, at the end: W&B's own deadlines fit inside, and a scheduler's grace period (often 30 s) holds it
 KILLED_SECONDS = 3.0  # after its service process is ended at that deadline: an offline start takes 0.5 s
 
-logger = logging.getLogger("tracknet")
+log = logging.getLogger("tracknet")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class WandbThread:
             import wandb
         except ImportError as error:
             self._is_off = True
-            logger.warning("W&B cannot be imported and is off (%s); metrics.jsonl has everything", _in_one_line(error))
+            log.warning("W&B cannot be imported and is off (%s); metrics.jsonl has everything", _in_one_line(error))
             return
         self._client: Any = wandb
         self._thread = threading.Thread(target=self._work, name="tracknet-wandb", daemon=True)
@@ -97,7 +97,7 @@ class WandbThread:
             _end_service()  # a thread that still waits for the service's first answer now writes an offline run instead
             self._thread.join(KILLED_SECONDS)
         if self._thread.is_alive():
-            logger.warning("W&B did not finish within %.0f s and is left behind; metrics.jsonl has everything", FINISH_SECONDS)
+            log.warning("W&B did not finish within %.0f s and is left behind; metrics.jsonl has everything", FINISH_SECONDS)
             _end_service()
 
     def _put(self, entry: _Entry) -> None:
@@ -108,7 +108,7 @@ class WandbThread:
         except Full:
             if not self._warned_full:
                 self._warned_full = True
-                logger.warning("W&B is too slow: entries from step %d on may be missing there; metrics.jsonl has them all", entry.step)
+                log.warning("W&B is too slow: entries from step %d on may be missing there; metrics.jsonl has them all", entry.step)
 
     def _put_last(self, finish: _Finish) -> None:
         while True:
@@ -139,7 +139,7 @@ class WandbThread:
             if reason is None:
                 try:
                     run = self._init("online")
-                    logger.info("W&B: %s", run.url)
+                    log.info("W&B: %s", run.url)
                     return run
                 except Exception as error:
                     if not threading.main_thread().is_alive():
@@ -149,9 +149,9 @@ class WandbThread:
         run = self._init("offline")
         kept = f"the run is kept offline; upload it later with: wandb sync {Path(run.dir).parent}"
         if reason is None:
-            logger.info("W&B: %s", kept)
+            log.info("W&B: %s", kept)
         else:
-            logger.warning("W&B is not reachable (%s); %s", reason, kept)
+            log.warning("W&B is not reachable (%s); %s", reason, kept)
         return run
 
     def _init(self, mode: str) -> Any:
@@ -187,7 +187,7 @@ class WandbThread:
 
     def _turn_off(self, error: Exception) -> None:
         self._is_off = True
-        logger.warning("W&B failed and is off from now on (%s); metrics.jsonl has everything", _in_one_line(error))
+        log.warning("W&B failed and is off from now on (%s); metrics.jsonl has everything", _in_one_line(error))
         _end_service()
         self._tear_down()
 
@@ -196,7 +196,7 @@ class WandbThread:
         try:
             self._client.teardown()
         except Exception as error:  # its service may be gone already, which is as good
-            logger.debug("W&B teardown: %s", _in_one_line(error))
+            log.debug("W&B teardown: %s", _in_one_line(error))
 
 
 def _end_service() -> None:

@@ -1,6 +1,7 @@
 """Where text goes: everything to stderr (stdout belongs to `--dry-run`), and from the main rank to `train.log` as well."""
 
 import logging
+import logging.handlers
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from tracknet.errors import UserError
 
 LOGGER_NAME = "tracknet"
 FILE_ONLY = "file_only"  # logger.info(text, extra={FILE_ONLY: True}) keeps a line off the screen, where the progress bar says it already
+KEPT_RECORDS = 1000  # before there is a file; a run says some ten lines until then
 
 
 class _ScreenHandler(logging.Handler):
@@ -40,8 +42,8 @@ def setup_logging(is_main: bool, log_file: Path | None) -> logging.Logger:
     """Sets up the logger "tracknet" of this process; a second call replaces what the first one set.
 
     Args:
-        is_main: the main rank shows information and warnings; the others show warnings only, with their rank before them.
-        log_file: the main rank appends all its text here too; the folder is made. None writes no file.
+        is_main: the main rank shows information and warnings; the others, to whom the same happens, only errors, with their rank.
+        log_file: the main rank appends all its text here too; the folder is made. None keeps the text for the file of a later call.
 
     Returns:
         The logger "tracknet".
@@ -50,16 +52,24 @@ def setup_logging(is_main: bool, log_file: Path | None) -> logging.Logger:
         UserError: the file cannot be written.
     """
     logger = logging.getLogger(LOGGER_NAME)
+    kept: list[logging.LogRecord] = []
     for handler in list(logger.handlers):
+        if isinstance(handler, logging.handlers.MemoryHandler):
+            kept += handler.buffer
         logger.removeHandler(handler)
         handler.close()
-    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
     screen = _ScreenHandler()
     screen.setFormatter(_ScreenFormatter(None if is_main else os.environ.get("RANK", "?")))
     screen.addFilter(lambda record: not getattr(record, FILE_ONLY, False))
     logger.addHandler(screen)
-    if is_main and log_file is not None:
-        logger.addHandler(_file_handler(log_file))
+    if is_main and log_file is None:
+        logger.addHandler(logging.handlers.MemoryHandler(KEPT_RECORDS, flushLevel=logging.CRITICAL + 1))
+    elif is_main and log_file is not None:
+        file = _file_handler(log_file)
+        for record in kept:
+            file.handle(record)
+        logger.addHandler(file)
     return logger
 
 

@@ -21,7 +21,7 @@ from tracknet.errors import UserError
 VERSIONS_OF = ("tracknet", "torch", "accelerate", "transformers", "wandb")
 GIT_SECONDS = 5.0  # a repository on a slow network drive must not hold up the start of a run
 
-logger = logging.getLogger("tracknet")
+log = logging.getLogger("tracknet")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -103,8 +103,14 @@ class RunDirectory:
         self._write_info(self.read_run_info() | {"wandb_id": wandb_id})
 
     def record_exit(self, code: int, message: str) -> None:
-        """Notes in `run.json` how the current launch ended; `write_run_info` must have been called."""
+        """Notes in `run.json` how the current launch ended.
+
+        Raises:
+            UserError: `run.json` cannot be read or written, or is not there any more.
+        """
         info = self.read_run_info()
+        if not info["launches"]:
+            raise UserError(f"{self.info_file} is gone")
         info["launches"][-1]["exit"] = {"code": code, "message": message, "time": _now()}
         self._write_info(info)
 
@@ -149,7 +155,7 @@ class RunDirectory:
         kept = [line for line in lines if line.endswith(b"\n") and (at := _step_of(line)) is not None and at <= step]
         if len(kept) < len(lines):
             write_atomically(self.metrics_file, b"".join(kept))
-            logger.info("dropped %d lines after step %d from %s", len(lines) - len(kept), step, self.metrics_file)
+            log.info("dropped %d lines after step %d from %s", len(lines) - len(kept), step, self.metrics_file)
         return len(lines) - len(kept)
 
     def _write_info(self, info: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Builds a run's configuration: YAML, overrides, paths, identity, seeds and folders."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from tracknet.schema.data import DataConfig
 from tracknet.schema.root import Config
 from tracknet.schema.runtime import RuntimeConfig
 from tracknet.schema.training import TrainingConfig
-from tracknet.schema.tree import MISSING, Choices, Schema, shown
+from tracknet.schema.tree import MISSING, Schema, shown
 from tracknet.schema.validation import check_config
-from tracknet.utils.config.choices import Place, choose
+from tracknet.utils.config.choices import Place, choose, refuse_idle_loss, settle_names
 from tracknet.utils.config.files import CATEGORIES, YamlFile, find_yaml, project_root, read_yaml
 from tracknet.utils.config.overrides import merge_trees, missing_key, parse_overrides
 from tracknet.utils.seeding import seed_everything
@@ -28,6 +29,8 @@ DEFAULT_NAMES = {"data": "tracknet", "model": "vit_heatmap", "training": "defaul
 PATH_KEYS = ("data.root", "data.cache_dir", "training.init_from", "training.output_dir", "training.log_dir", "training.ckpt_dir")
 TIMESTAMP_FORMAT = "%Y%m%d-%H%M%S"
 MAX_SEED = 2**32 - 1
+
+logger = logging.getLogger(__name__)
 
 
 def build_cfg(
@@ -45,7 +48,7 @@ def build_cfg(
         data_name: file of `configs/data`, without `.yaml`; also of the folder `$TRACKNET_CONFIG_DIR`, which is looked at first.
         model_name: file of `configs/model`.
         training_name: file of `configs/training`.
-        overrides: `key=value` texts, the last one wins, such as `training.optimizer.lr=1e-4`.
+        overrides: a list of `key=value` texts (not one text), the last one wins, such as `training.optimizer.lr=1e-4`.
         seed: in place of `training.seed`, 0 to 2**32 - 1.
         output_dir: in place of `training.output_dir`; relative to the current folder, while paths in YAML and overrides are relative
             to the project root.
@@ -131,30 +134,43 @@ def _build(
     dry_run: bool,
 ) -> DictConfig:
     given = parse_overrides(overrides or ())
-    choices = choose(tree, place, given)
+    choices, warnings = choose(tree, place, given)
     schema = Schema(choices)
     schema.check(tree, place)
+    _let_amp_decide(tree["training"])
     changes = [override.tree(schema) for override in given]
     for change in changes:
+        settle_names(change, choices)
         schema.check(change, lambda key: "command line: ")
-    cfg = _merge(choices, tree, changes)
+    cfg = _merge(schema, tree, changes)
     # values that came out of ${...} meet their types and ranges only now
     schema.check(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(CATEGORIES)))), lambda key: "")
     _set_paths(cfg, output_dir)
     _set_runtime(cfg, names, seed)
-    check_config(typed(cfg))
+    config = typed(cfg)
+    check_config(config)
+    refuse_idle_loss(tree["training"], changes, config.training.loss)
+    for warning in warnings:  # only now: after a refusal there is nothing to say beside it
+        logger.warning("%s", warning)
     seed_everything(cfg.runtime.seed)
     if not dry_run:
         _make_folders(cfg)
     return cfg
 
 
-def _merge(choices: Choices, tree: dict[str, Any], changes: list[dict[str, Any]]) -> DictConfig:
+def _let_amp_decide(training: dict[str, Any]) -> None:
+    """A file with `amp` and without `precision` is older than `precision`, whose default would overrule it."""
+    if "amp" in training and "precision" not in training:
+        training["precision"] = None
+
+
+def _merge(schema: Schema, tree: dict[str, Any], changes: list[dict[str, Any]]) -> DictConfig:
     """The typed configuration with all `${...}` resolved; `runtime` is still to be filled."""
+    choices = schema.sections
     runtime = RuntimeConfig(**{spec.name: cast(Any, MISSING) for spec in fields(RuntimeConfig)})
     training = TrainingConfig(optimizer=choices["training.optimizer"](), scheduler=choices["training.scheduler"]())
     base = Config(DataConfig(), choices["model"](), training, runtime)
-    merged = reduce(merge_trees, changes, tree)
+    merged = schema.without_nulls(reduce(merge_trees, changes, tree))
     if (key := missing_key(merged)) is not None:
         raise ConfigError(f"{key} is {MISSING}; give it a value with {key}=...")
     try:
@@ -179,6 +195,8 @@ def _set_paths(cfg: DictConfig, output_dir: str | Path | None) -> None:
     weights = cfg.model.pretrained_model_name
     if weights is not None and (weights.startswith(("./", "../", "~", "/")) or (root / weights).is_dir()):
         cfg.model.pretrained_model_name = _absolute(weights, root)
+    if output_dir is not None and not isinstance(output_dir, str | Path):
+        raise ConfigError(f"--output-dir is {shown(output_dir)}; it must be the path of a folder")
     if output_dir is not None:
         if str(output_dir) == "":
             raise ConfigError("--output-dir is empty; give a folder")

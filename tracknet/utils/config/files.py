@@ -44,8 +44,11 @@ def find_yaml(category: str, name: str) -> Path:
         ConfigNotFoundError: there is none, or `name` is a path; the message lists the names that exist.
     """
     folders = config_folders()
-    known = sorted({path.stem for folder in folders for path in (folder / category).glob("*.yaml")})
+    files = [path for folder in folders for path in (folder / category).glob("*.yaml") if path.is_file()]
+    known = sorted({path.stem for path in files if NAME.fullmatch(path.stem)})
     listed = f"there are: {', '.join(known)}"
+    if not isinstance(name, str):
+        raise ConfigError(f"--{category} is {name!r}; it must be the name of a file in configs/{category}; {listed}")
     if not NAME.fullmatch(name):
         raise ConfigNotFoundError(f"--{category} {name!r} is not the name of a file in configs/{category}; {listed}")
     for folder in folders:
@@ -74,27 +77,29 @@ class YamlFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with `1e-4` as a number and dates as text."""
+    """YAML with `1e-4` as a number, and as text: dates and YAML 1.1's whole numbers `010` (8), `1_6` (16), `0x10` (16), `1:30` (90)."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(("float", "timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(("int", "float", "timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9]\d*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:(?:\d[\d_]*\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"),
+    re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"),
     list("-+.0123456789"),
 )
 
 
-def parse_yaml(text: str, name: str, key: str = "") -> tuple[Any, dict[str, int]]:
+def parse_yaml(text: str, name: str, key: str = "", *, numbered: bool = True) -> tuple[Any, dict[str, int]]:
     """Plain Python values, and the line (from 1) of every dotted key.
 
     Args:
         text: one YAML document.
         name: what a message calls it.
         key: dotted key of the document itself, the prefix of all keys in it.
+        numbered: a message gives the line, which a value of the command line has no use for.
 
     Raises:
         ConfigError: broken YAML, or a key written twice in one mapping.
@@ -107,7 +112,7 @@ def parse_yaml(text: str, name: str, key: str = "") -> tuple[Any, dict[str, int]
         return (None if node is None else _plain(loader, node, key, lines)), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark is not None else ""
+        line = f":{mark.line + 1}" if mark is not None and numbered else ""
         raise ConfigError(f"{name}{line}: broken YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: broken YAML: {' '.join(str(error).split())}") from None
@@ -128,6 +133,8 @@ def _plain(loader: _Loader, node: yaml.Node, key: str, lines: dict[str, int]) ->
         name = name_node.value
         if not isinstance(name, str):
             raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=name_node.start_mark)
+        if name_node.tag == "tag:yaml.org,2002:merge":
+            raise yaml.MarkedYAMLError(problem="merge keys (<<) are not supported, write the keys out", problem_mark=name_node.start_mark)
         if name in tree:
             raise yaml.MarkedYAMLError(problem=f"the key {name} is written twice", problem_mark=name_node.start_mark)
         inner = f"{key}.{name}".lstrip(".")

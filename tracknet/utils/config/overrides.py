@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracknet.errors import ConfigError
-from tracknet.schema.tree import MISSING, Schema, wants_text
+from tracknet.schema.tree import MISSING, Schema, shown, wants_text
 from tracknet.utils.config.files import parse_yaml
 
 KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -26,16 +26,23 @@ class Override:
             ConfigError: the value is broken YAML.
         """
         found = schema.find(self.key)
-        if found is None or not wants_text(found[1]):
-            return self._parsed()
+        return self.as_text() if found is not None and wants_text(found[1]) else self.parsed()
+
+    def as_text(self) -> str | None:
+        """The value as text, without its quotes if it has any; null is None."""
         try:
-            parsed = self._parsed()
+            parsed = self.parsed()
         except ConfigError:
             return self.text
         return parsed if parsed is None or isinstance(parsed, str) else self.text
 
-    def _parsed(self) -> Any:
-        return parse_yaml(self.text, f"{self.key}={self.text}", self.key)[0]
+    def parsed(self) -> Any:
+        """The value as YAML reads it.
+
+        Raises:
+            ConfigError: the value is broken YAML.
+        """
+        return parse_yaml(self.text, f"command line: {self.key}={shown(self.text)}", self.key, numbered=False)[0]
 
     def tree(self, schema: Schema) -> dict[str, Any]:
         """The override as nested mappings.
@@ -55,10 +62,14 @@ def parse_overrides(arguments: Iterable[str]) -> list[Override]:
     """Splits each `key=value`.
 
     Raises:
-        ConfigError: one that is not of that form, or that sets what `build_cfg` works out.
+        ConfigError: one that is not of that form, or that sets what `build_cfg` works out; one text in place of a list of them.
     """
+    if isinstance(arguments, str):
+        raise ConfigError(f"overrides is one text; give a list of them: {shown([arguments])}")
     found = []
     for argument in arguments:
+        if not isinstance(argument, str):
+            raise ConfigError(f"overrides holds {shown(argument)}; each must be a text key=value, such as 'training.optimizer.lr=1e-4'")
         key, equals, text = argument.partition("=")
         if not equals or not KEY.fullmatch(key):
             raise ConfigError(f"{argument!r} is not an override; write key=value, such as training.optimizer.lr=1e-4")
