@@ -48,7 +48,8 @@ class HungryNetwork(TinyNetwork):
 
 
 def main(out: Path, place: str, limited_rank: int) -> None:
-    ranks = Ranks(Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    ranks = Ranks(accelerator)
     torch.manual_seed(0)
     network = HungryNetwork().double()
     step = TrainingStep(
@@ -73,7 +74,7 @@ def main(out: Path, place: str, limited_rank: int) -> None:
     weights = torch.cat([p.detach().flatten() for p in network.parameters()]).tolist()
     told = {"size": result.micro_batch_size, "retries": result.retries, "weights": weights, "world_size": ranks.size}
     (out / f"rank{ranks.rank}.json").write_text(json.dumps(told))
-    ranks.gather([None])
+    accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ MISTAKES = [
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["--config", "x.yaml", "--data", "demo"], "--config and --data"),
     (["--config", "x.yaml", "--training", "default"], "--config and --training"),
+    (["model={}", "model=null"], "model is null"),
+    (["model=["], "broken YAML"),
+    (["model={backbone:{freeze:true}}"], "model.backbone"),
+    (["training=3"], "training is 3"),
+    (["training={scheduler: {name: foo}}"], "training.scheduler.name"),
+    (["training.optimizer.name=sgd", "training.epochs=0"], "training.epochs"),
     (["data.root=a\nb", "training.epochs=x\ny"], "training.epochs"),
 ]
 
@@ -134,6 +140,19 @@ def test_resume(arguments: list[str], resume: str | None) -> None:
     assert overrides == ["training.epochs=3", *[text for text in arguments if text == "training.epochs=4"]]
 
 
+def test_a_path_that_looks_like_an_override_is_a_path_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.parse_arguments(["--resume", "a=b/c"])[0].resume == "auto"
+    (tmp_path / "a=b" / "c").mkdir(parents=True)
+    parsed, overrides = train.parse_arguments(["--resume", "a=b/c", "training.epochs=4"])
+    assert (parsed.resume, overrides) == ("a=b/c", ["training.epochs=4"])
+
+
+def test_the_help_of_resume_says_which_run_is_continued() -> None:
+    text = " ".join(train.build_parser().format_help().split())
+    assert "the newest run of the same names and seed under the output folder, or the run folder or checkpoint PATH" in text
+
+
 def test_what_training_raises_and_returns_becomes_the_exit_code_and_the_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,3 +231,13 @@ def test_a_reader_may_leave_early() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tracknet.scripts.train", "--dry-run"]
+        done = subprocess.run(command, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "stdout" in done.stderr

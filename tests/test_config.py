@@ -20,6 +20,7 @@ from tracknet.schema.model import ConvNextFpnHeatmapConfig, UnetHeatmapConfig, V
 from tracknet.schema.root import Config
 from tracknet.schema.training import AdadeltaConfig, SgdConfig, StepConfig, gradient_bound
 from tracknet.schema.tree import Schema
+from tracknet.schema.validation import check_sizes, size_contradictions
 from tracknet.utils.config import build_cfg, saved_cfg, typed, with_run_identity
 from tracknet.utils.config.files import read_yaml
 
@@ -155,7 +156,6 @@ def test_interpolations_are_resolved_and_checked(monkeypatch: pytest.MonkeyPatch
         ("training.amp=1", "training.amp", "true or false"),
         ("training.precision=fp8", "training.precision", "auto, fp32, fp16, bf16"),
         ("training.loss=focal", "training.loss", "name, alpha, beta"),
-        ("training.loss=null", "training.loss", "name, alpha, beta"),
         ("training.optimizer.name=lion", "training.optimizer.name", "adamw, adam, sgd, adadelta"),
         ("training.scheduler.name=null", "training.scheduler.name", "cosine, linear, constant, step"),
         ("model.model_name=hrnet", "model.model_name", "vit_heatmap, convnext_fpn_heatmap, unet_heatmap"),
@@ -168,6 +168,33 @@ def test_interpolations_are_resolved_and_checked(monkeypatch: pytest.MonkeyPatch
         ("data.preprocess.flip_prob=1.5", "data.preprocess.flip_prob", "<= 1"),
         ("data.root=???", "data.root", "give it a value"),
         ("data.root=''", "data.root", "empty"),
+        ("model=null", "model", "section with the keys model_name"),
+        ("model=3", "model", "section with the keys model_name"),
+        ("model={backbone: 3}", "model.backbone", "section"),
+        ("training=null", "training", "section with the keys seed"),
+        ("training=3", "training", "section with the keys seed"),
+        ("data=null", "data", "section with the keys root"),
+        ("data=[3]", "data", "section with the keys root"),
+        ("training={scheduler: {name: foo}}", "training.scheduler.name", "cosine, linear, constant, step"),
+        ("training={scheduler: {name: null}}", "training.scheduler.name", "cosine, linear, constant, step"),
+        ("training={optimizer: null}", "training.optimizer", "section"),
+        ("training.optimizer={name: 3}", "training.optimizer.name", "adamw, adam, sgd, adadelta"),
+        ("model={model_name: unet_heatmap}", "model.model_name", "--model"),
+        ("model={model_name: hrnet}", "model.model_name", "vit_heatmap, convnext_fpn_heatmap, unet_heatmap"),
+        ("training.epochs=010", "'010'", "whole number"),
+        ("training.epochs=1_6", "'1_6'", "whole number"),
+        ("training.epochs=0x10", "'0x10'", "whole number"),
+        ("training.epochs=0b1", "'0b1'", "whole number"),
+        ("training.epochs=1:30", "'1:30'", "whole number"),
+        ("training.grad_clip=1_0.5", "'1_0.5'", "number"),
+        ("data.split.train_games=[1, 2]", "data.split.train_games", "quotes around each: ['1', '2']"),
+        ("data.split.train_games=[game1/]", "data.split.train_games", "'game1/'"),
+        ("data.split.val_games=[./game1]", "data.split.val_games", "'./game1'"),
+        ("data.split.val_games=[a/../game1]", "data.split.val_games", "'a/../game1'"),
+        ("data.split.val_games=[..]", "data.split.val_games", "'..'"),
+        ("data.split.val_games=[.]", "data.split.val_games", "'.'"),
+        ("data.split.val_games=['']", "data.split.val_games", "''"),
+        ("data.split.val_games=[/game1]", "data.split.val_games", "'/game1'"),
     ],
 )
 def test_a_wrong_value_names_its_key_and_what_is_allowed(override: str, key: str, allowed: str) -> None:
@@ -188,13 +215,29 @@ def test_a_wrong_value_names_its_key_and_what_is_allowed(override: str, key: str
         ("training.seed.x=1", "training.seed"),
         ("training.loss={alhpa: 1}", "training.loss.alpha"),
         ("trainign.epochs=1", "training.epochs"),
-        ("model.fpn.lateral_dim=3", None),  # of another family
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_one(override: str, nearest: str | None) -> None:
     message = refusal(override)
     assert "unknown key" in message
     assert f"did you mean {nearest or ''}" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "model_name", "family"),
+    [
+        ("model.backbone.return_stages=[1]", "vit_heatmap", "convnext_fpn_heatmap"),
+        ("model={fpn: {fuse: sum}}", "vit_heatmap", "convnext_fpn_heatmap"),
+        ("model.fpn.lateral_dim=3", "vit_heatmap", "convnext_fpn_heatmap"),
+        ("model.decoder.norm=group", "convnext_fpn_heatmap", "vit_heatmap"),
+        ("model.backbone.patch_size=14", "unet", "vit_heatmap"),
+    ],
+)
+def test_a_key_of_another_model_family_names_that_family(override: str, model_name: str, family: str) -> None:
+    message = refusal(override, model_name=model_name)
+    assert "unknown key model." in message
+    assert f"{family} has" in message
+    assert "--model" in message
 
 
 @given(st.from_regex(r"(data|model|training)(\.[a-z_]{1,12}){1,3}", fullmatch=True))
@@ -222,7 +265,45 @@ def test_a_malformed_override_is_refused(override: str) -> None:
 
 @pytest.mark.parametrize("value", ["[1, 2", "{a: 1, a: 2}", "!!python/object:os.system {}", "&x [*x]", "[" * 2000])
 def test_broken_yaml_in_an_override_is_refused(value: str) -> None:
-    assert "training.epochs" in refusal(f"training.epochs={value}")
+    for key in ("training.epochs", "data", "model", "training", "training.optimizer"):
+        message = refusal(f"{key}={value}")
+        assert f"{key}=" in message
+        assert not re.search(r":\d+: ", message)  # a value has no line
+
+
+def test_a_section_may_be_given_whole_or_empty() -> None:
+    assert typed(dry("model={}", "data={}", "training={}")).model == typed(dry()).model
+    assert dry("model={backbone: {freeze: true}}").model.backbone.freeze is True
+    training = typed(dry("training={optimizer: {name: sgd, momentum: 0.5}, scheduler: {name: step}}")).training
+    assert isinstance(training.optimizer, SgdConfig)
+    assert training.optimizer.momentum == 0.5
+    assert isinstance(training.scheduler, StepConfig)
+
+
+def test_the_last_name_wins_whatever_form_it_has() -> None:
+    for overrides in (
+        ["training.optimizer.name=adam", "training={optimizer: {name: sgd}}"],
+        ["training={optimizer: {name: adam}}", "training.optimizer={name: adadelta}", "training.optimizer.name='sgd'"],
+    ):
+        optimizer = typed(dry(*overrides)).training.optimizer
+        assert isinstance(optimizer, SgdConfig)
+        assert optimizer.name == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"data_name": None}, "--data"),
+        ({"model_name": 3}, "--model"),
+        ({"output_dir": 5}, "--output-dir"),
+        ({"overrides": "training.epochs=3"}, "list"),
+        ({"overrides": [3]}, "key=value"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_cfg(dry_run=True, **arguments)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # ---- YAML files
@@ -245,6 +326,8 @@ def test_broken_yaml_in_an_override_is_refused(value: str) -> None:
         ("epochs: 2\n--- \nepochs: 3\n", 2, "broken YAML"),
         ("epochs: !!python/name:os.system\n", 1, "broken YAML"),
         ("? [a, b]\n: 1\n", 1, "plain word"),
+        ("loss: &x\n  name: mse\ntracking:\n  <<: *x\n", 4, "merge keys (<<) are not supported"),
+        ("epochs: 2\nseed: 010\n", 2, "training.seed is '010'"),
     ],
 )
 def test_a_mistake_in_a_file_names_file_and_line(own_configs: Path, text: str, line: int, words: str) -> None:
@@ -279,6 +362,35 @@ def test_a_name_that_does_not_exist_lists_those_that_do(own_configs: Path) -> No
     assert isinstance(caught.value, UserError)
     for name in ("badminton", "demo", "tennis", "tracknet", "did you mean badminton"):
         assert name in message
+
+
+def test_only_names_that_are_accepted_are_listed(own_configs: Path) -> None:
+    for name in ("-dash", "two words", "fine"):
+        write(own_configs / "data", name, "root: x\n")
+    (own_configs / "data" / "folder.yaml").mkdir()
+    os.mkfifo(own_configs / "data" / "pipe.yaml")
+    assert "there are: demo, fine, tennis, tracknet" in refusal(data_name="nowhere")
+
+
+def test_an_old_file_with_amp_and_without_precision_lets_amp_decide(own_configs: Path) -> None:
+    for amp in ("true", "false"):
+        write(own_configs / "training", "old", f"amp: {amp}\n")
+        assert dry(training_name="old").training.precision is None
+        assert dry("training.precision=auto", training_name="old").training.precision == "auto"
+    write(own_configs / "training", "new", "epochs: 3\n")
+    assert dry(training_name="new").training.precision == "auto"
+
+
+def test_null_or_an_empty_key_is_the_default_of_loss_and_output_dir(own_configs: Path) -> None:
+    default = typed(dry("training.loss.name=mse")).training
+    for text in ("loss:\noutput_dir:\n", "loss: null\noutput_dir: null\n", "epochs: 3\n"):
+        write(own_configs / "training", "mine", text)
+        training = typed(dry(training_name="mine")).training
+        assert (training.loss, training.output_dir) == (default.loss, str(CHECKOUT / "outputs"))
+    training = typed(dry("training.output_dir=there", "training.output_dir=null", "training.loss=null")).training
+    assert (training.loss, training.output_dir) == (default.loss, str(CHECKOUT / "outputs"))
+    assert typed(dry("training.loss=null", "training={loss: {name: focal}}")).training.loss.name == "focal"
+    assert "training.loss.name" in refusal("training.loss.name=null")
 
 
 @pytest.mark.parametrize("name", ["../data/demo", "/etc/passwd", "..", ".", "", "a/b", "demo.yaml", "x" * 300, "a\nb"])
@@ -318,6 +430,25 @@ def test_another_optimizer_drops_the_keys_of_the_yamls_and_keeps_the_shared_ones
     assert config.training.scheduler.warmup_epochs == before.scheduler.warmup_epochs
     assert "betas, eps belong to adamw" in caplog.text
     assert isinstance(typed(dry("training.optimizer={name: adadelta, rho: 0.5}")).training.optimizer, AdadeltaConfig)
+    dry("training.scheduler.name=constant")
+    assert "min_lr_ratio belongs to cosine and does not apply" in caplog.text
+
+
+def test_a_refusal_comes_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    refusal("training.optimizer.name=sgd", "training.epochs=0")
+    refusal("training.optimizer.name=sgd", "training.micro_batch_size=99999")
+    assert caplog.text == ""
+
+
+def test_a_name_in_a_structure_must_be_that_structures_own() -> None:
+    schema = Schema({"model": UnetHeatmapConfig, "training.optimizer": SgdConfig, "training.scheduler": StepConfig})
+    for tree in (
+        {"model": {"model_name": "vit_heatmap"}},
+        {"training": {"optimizer": {"name": "adamw"}}},
+        {"training": {"scheduler": {"name": "cosine"}}},
+    ):
+        with pytest.raises(ConfigError, match="name"):
+            schema.check(tree, lambda key: "")
 
 
 def test_a_foreign_key_that_was_asked_for_is_refused() -> None:
@@ -373,6 +504,39 @@ def test_a_crop_is_taken_exactly_where_it_holds_whole_heatmap_cells(crop: tuple[
         dry(*overrides)
     else:
         assert "data.augment.crop" in refusal(*overrides)
+
+
+@given(
+    picture=st.tuples(st.integers(8, 64), st.integers(8, 64)),
+    crop=st.none() | st.tuples(st.integers(8, 80), st.integers(8, 80)),
+    heatmap=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+)
+def test_sizes_go_together_exactly_as_the_contract_says(
+    picture: tuple[int, int], crop: tuple[int, int] | None, heatmap: tuple[int, int]
+) -> None:
+    whole = crop is None or all(c <= p and (c * h / p).is_integer() for c, h, p in zip(crop, heatmap, picture, strict=True))
+    fit = all(h <= p for h, p in zip(heatmap, picture, strict=True))
+    assert (not list(size_contradictions(picture, crop, heatmap))) is (whole and fit)
+
+
+def test_sizes_are_checked_once_the_clips_have_told_theirs() -> None:
+    config = typed(dry("data.preprocess.resize=null", "data.augment.crop=[160, 160]"))
+    check_sizes(config.data, config.model, (512, 288))
+    check_sizes(config.data, config.model, (1280, 720))  # 32 x 32 whole cells
+    for input_wh, words in (((128, 72), "model.heatmap.size"), ((512, 144), "data.augment.crop"), ((500, 288), "heatmap cells")):
+        with pytest.raises(ConfigError, match=words):
+            check_sizes(config.data, config.model, input_wh)
+
+
+def test_a_loss_setting_that_would_do_nothing_is_refused(own_configs: Path) -> None:
+    for overrides in (["training.loss.name=mse", "training.loss.alpha=3"], ["training.loss={name: mse, beta: 1}"]):
+        assert "training.loss.name=focal" in refusal(*overrides)
+    assert dry("training.loss={name: mse, alpha: 2, beta: 4}").training.loss.name == "mse"  # as the YAML spells them out
+    assert dry("training.loss.alpha=3").training.loss.alpha == 3  # the YAML's loss is focal
+    write(own_configs / "training", "mse", "loss: {name: mse, alpha: 3}\n")
+    assert dry("training.loss.alpha=3", training_name="mse").training.loss.alpha == 3
+    assert "training.loss.alpha" in refusal("training.loss.alpha=2", training_name="mse")
+    assert "training.loss.alpha" in refusal("training.loss=null", "training.loss.alpha=5")
 
 
 @pytest.mark.parametrize(("first", "second", "bound"), [(0, 0, 0), (2, 0, 2), (0, 3, 3), (4, 4, 4)])

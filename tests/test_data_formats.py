@@ -20,7 +20,7 @@ from clips import (
 from PIL import Image
 
 from tracknet.data.decode import video_size
-from tracknet.data.formats import read_clips
+from tracknet.data.formats import check_game_names, check_sides, read_clips
 from tracknet.errors import ConfigError, DataError
 
 SIZE = (64, 48)
@@ -132,6 +132,14 @@ BROKEN_ROWS = {
     ),
     "no header": (lambda lines: [], "Label.csv:1: ", "found: none"),
     "no rows": (lambda lines: lines[:1], "Label.csv: ", "no rows"),
+    "semicolons": (
+        lambda lines: [line.replace(",", ";") for line in lines],
+        "Label.csv:1: ",
+        "found: file name;visibility",
+        "separate the columns by commas",
+    ),
+    "tabs": (lambda lines: [line.replace(",", "\t") for line in lines], "Label.csv:1: ", "separate the columns by commas"),
+    "underscore in x": (with_row(2, "0002.png,1,1_0,10,0"), "Label.csv:4: ", "x-coordinate is '1_0'", "not a number"),
     "text in x": (with_row(2, "0002.png,1,left,10,0"), "Label.csv:4: ", "x-coordinate is 'left'", "not a number"),
     "nan in y": (with_row(2, "0002.png,1,10,nan,0"), "Label.csv:4: ", "y-coordinate is 'nan'"),
     "text in visibility": (with_row(2, "0002.png,yes,10,10,0"), "Label.csv:4: ", "visibility is 'yes'"),
@@ -200,10 +208,42 @@ def break_into_video_with_names(clip: Path) -> None:
     rewrite(clip, with_row(0, "start.png,1,10,10,0"))
 
 
+def break_into_video_with_half_a_frame(clip: Path) -> None:
+    break_no_frames(clip)
+    break_frames_and_video(clip)
+    rewrite(clip, with_row(3, "12.5,1,10,10,0"))
+
+
+def break_into_video_with_a_typo(clip: Path) -> None:
+    break_no_frames(clip)
+    break_frames_and_video(clip)
+    rewrite(clip, with_row(3, "99999999999,1,10,10,0"))
+
+
+def break_by_cutting_out(clip: Path) -> None:
+    for number in (3, 4):
+        (clip / f"{number:04d}.png").unlink()
+    rewrite(clip, lambda lines: [*lines[:4], *lines[6:]])
+
+
+def break_by_a_number_twice(clip: Path) -> None:
+    (clip / "0007.png").rename(clip / "06.png")
+    rewrite(clip, with_row(7, "06.png,1,10,10,0"))
+
+
+def break_label_file_name(clip: Path) -> None:
+    (clip / "Label.csv").rename(clip / "labels.CSV")
+
+
 @pytest.mark.parametrize(
     ("break_clip", "part"),
     [
         (break_label_file_missing, "has no Label.csv"),
+        (break_label_file_name, "has no Label.csv; rename labels.CSV to that"),
+        (break_by_cutting_out, "picture 3 is missing, after 0002.png comes 0005.png"),
+        (break_by_a_number_twice, "06.png have the same number"),
+        (break_into_video_with_half_a_frame, "Label.csv:5: the frame is '12.5'"),
+        (break_into_video_with_a_typo, "Label.csv:5: the frame is 99999999999, but frame 3 has no row"),
         (break_not_text, "is no CSV text"),
         (break_no_frames, "found 0 and 0"),
         (break_frames_and_video, "found 8 and 1"),
@@ -242,6 +282,35 @@ def test_a_root_or_game_that_does_not_exist_names_the_key_and_what_is_there(tmp_
         read_clips(tmp_path / "nowhere", ["game1"], "skip")
     with pytest.raises(ConfigError, match=r"data\.split names the game 'game1'.*games there: game2, game10"):
         read_clips(tmp_path, ["game2", "game1"], "skip")
+
+
+@pytest.mark.parametrize("game", ["..", ".", "", "game1/", "./game1", "game1/Clip1"])
+def test_a_game_is_the_plain_name_of_a_folder(game: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.split names the game .*plain name of a folder") as caught:
+        check_game_names(["game1", game])
+    assert repr(game) in str(caught.value)
+    check_game_names(["game1", "match 2", "..x"])
+
+
+def test_pictures_may_start_anywhere_and_have_any_names(tmp_path: Path) -> None:
+    for clip, names in (("Clip1", ["0098.png", "0099.png", "0100.png"]), ("Clip2", ["a1.png", "a7.png", "b²3.png"])):
+        write_clip(tmp_path / "game1" / clip, count=3)
+        for number, name in enumerate(names):
+            (tmp_path / "game1" / clip / f"{number:04d}.png").rename(tmp_path / "game1" / clip / name)
+            rewrite(tmp_path / "game1" / clip, with_row(number, f"{name},1,10,10,0"))
+    index, _ = read_clips(tmp_path, ["game1"], "stop")
+    assert [clip.frame_names for clip in index.clips] == [("0098.png", "0099.png", "0100.png"), ("a1.png", "a7.png", "b²3.png")]
+
+
+@pytest.mark.parametrize("linked", ["game2", "game2/Clip5"])
+def test_footage_stands_on_one_side_whatever_its_name(tmp_path: Path, linked: str) -> None:
+    write_games(tmp_path, ["game1", "game3"], clips=1, count=2)
+    (tmp_path / linked).parent.mkdir(exist_ok=True)
+    (tmp_path / linked).symlink_to(tmp_path / ("game1" if linked == "game2" else "game1/Clip1"))
+    one, other, link = (read_clips(tmp_path, [game], "stop")[0] for game in ("game1", "game3", "game2"))
+    check_sides(one, other)
+    with pytest.raises(ConfigError, match=rf"game1/Clip1 of train_games and {link.clips[0].id} of val_games are the same footage"):
+        check_sides(one, link)
 
 
 def test_a_game_without_clips_is_an_error_even_when_skipping(tmp_path: Path) -> None:

@@ -289,3 +289,17 @@ def test_the_cache_folder_follows_the_key_then_the_variable_then_the_home(monkey
     assert cache_root(None) == tmp_path / "variable"
     monkeypatch.delenv("TRACKNET_CACHE_DIR")
     assert cache_root(None) == tmp_path / "home" / ".cache" / "tracknet"
+
+
+@pytest.mark.parametrize(("name", "depth", "mode"), [("a.png", np.uint16, "I;16"), ("a.tiff", np.int32, "I"), ("a.tiff", np.float32, "F")])
+def test_pictures_of_more_than_eight_bits_are_named(tmp_path: Path, name: str, depth: type[np.generic], mode: str) -> None:
+    picture = tmp_path / name
+    Image.fromarray(np.full((12, 16), 900, depth)).save(picture)
+    with pytest.raises(DataError, match=rf"{picture}: .*mode {mode}; save it with 8 bits"):
+        read_picture(picture, (16, 12), (16, 12))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_eight_bit_picture_is_read(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (16, 12), (255, 255, 255)).convert(mode).save(tmp_path / "a.png")
+    assert (read_picture(tmp_path / "a.png", (16, 12), (16, 12)) == 255).all()

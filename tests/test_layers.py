@@ -1,8 +1,11 @@
 """The shape of the project: imports go one way, the shipped YAMLs are whole, the wheel works alone."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from shutil import which
@@ -29,6 +32,24 @@ def test_imports_go_one_way() -> None:
     done = subprocess.run([sys.executable, "-c", program, "--no-cache"], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "2 kept, 0 broken" in done.stdout
+
+
+def imported_packages(path: Path) -> set[str]:
+    """First words of all absolute imports of a file, wherever they stand."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0}
+    return {name.split(".")[0] for name in names}
+
+
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in project["dependencies"]}
+    other_names = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    imported = set().union(*(imported_packages(path) for path in (CHECKOUT / "tracknet").rglob("*.py")))
+    third_party = imported - set(sys.stdlib_module_names) - {"tracknet"}
+    assert {"torch", "yaml", "huggingface_hub"} <= third_party
+    assert {other_names.get(name, name) for name in third_party} - declared == set()
 
 
 def unspelled(schema: Schema, key: str, content: Any) -> list[str]:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from small_models import INPUT_WH, convnext, data_config, unet, vit, windows
 from transformers import (
     ConvNextConfig,
@@ -22,16 +24,18 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    PretrainedConfig,
     PreTrainedModel,
     ViTConfig,
     ViTModel,
 )
 
 from tracknet.errors import ConfigError
-from tracknet.models import TrackNetModel, build_model
+from tracknet.models import TrackNetModel, build_model, check_pretrained
 from tracknet.models.folder import quiet_transformers
 from tracknet.schema.data import DataConfig
 from tracknet.schema.model import ConvNextFpnHeatmapConfig, VitHeatmapConfig
+from tracknet.utils.config import build_cfg, typed
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 14, "image_size": 56}
 VITS = {
@@ -134,12 +138,14 @@ def test_a_folder_with_a_mistake_is_one_line_naming_the_key(tmp_path: Path, no_n
     assert "takes convnext, convnextv2" in complaint(convnext(), good)
     other_patch = vit()
     other_patch.backbone.patch_size = 16
-    assert "its patches are 14 px, but model.backbone.patch_size=16" in complaint(other_patch, good)
+    assert "its patch_size is 14, but model.backbone.patch_size=16" in complaint(other_patch, good)
 
     (good / "config.json").write_text(config_json.replace('"hidden_size": 24', '"hidden_size": 30'))
-    assert "mismatched keys, the first" in complaint(vit(), good)
+    other_width, other_depth = vit(), vit()
+    other_width.backbone.hidden_size, other_depth.backbone.num_layers = 30, 3
+    assert "mismatched keys, the first" in complaint(other_width, good)
     (good / "config.json").write_text(config_json.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
-    assert "missing keys, the first encoder.layer.2." in complaint(vit(), good)
+    assert "missing keys, the first encoder.layer.2." in complaint(other_depth, good)
     (good / "config.json").write_text(config_json.replace('"hidden_size": 24', '"hidden_size": "wide"'))
     assert "do not make a dinov2" in complaint(vit(), good)
     (good / "config.json").write_text(config_json[:40])
@@ -160,6 +166,80 @@ def test_a_folder_with_a_mistake_is_one_line_naming_the_key(tmp_path: Path, no_n
     assert "never read" in complaint(vit(), good)
     (good / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     assert "lacks the weight file model-00001-of-00002.safetensors" in complaint(vit(), good)
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "value", "message"),
+    [
+        (vit, "hidden_size", 48, "its hidden_size is 24, but model.backbone.hidden_size=48"),
+        (vit, "num_layers", 3, "its num_hidden_layers is 2, but model.backbone.num_layers=3"),
+        (vit, "num_heads", 6, "its num_attention_heads is 3, but model.backbone.num_heads=6"),
+        (convnext, "depths", [1, 1, 1, 1], "its depths is [1, 1, 2, 1], but model.backbone.depths=[1, 1, 1, 1]"),
+        (convnext, "hidden_sizes", [8, 8, 8, 8], "its hidden_sizes is [8, 12, 16, 24], but model.backbone.hidden_sizes=[8, 8, 8, 8]"),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_are_refused(
+    make: Callable[[], VitHeatmapConfig | ConvNextFpnHeatmapConfig], key: str, value: object, message: str, tmp_path: Path
+) -> None:
+    config = make()
+    config.pretrained_model_name = saved((VITS["dinov2"] if make is vit else CONVNEXTS["convnext"])(), tmp_path)
+    setattr(config.backbone, key, value)
+    for use in (check_pretrained, lambda model: build_model(model, data_config(), INPUT_WH)):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            use(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("vit_heatmap", Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14)),
+        ("convnext_fpn_heatmap", ConvNextConfig(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3])),
+    ],
+)
+def test_the_shipped_settings_fit_the_weights_that_they_name(name: str, published: PretrainedConfig, tmp_path: Path) -> None:
+    published.save_pretrained(tmp_path)
+    save_file({"one": torch.zeros(1)}, tmp_path / "model.safetensors")
+    shipped = build_cfg("tracknet", name, "default", dry_run=True)
+    shipped.model.pretrained_model_name = str(tmp_path)
+    check_pretrained(typed(shipped).model)
+
+
+def test_a_check_finds_what_cannot_be_had_before_anything_is_loaded(
+    tmp_path: Path, no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Dinov2Model, "from_pretrained", lambda *_args, **_kwargs: pytest.fail("loaded weights"))
+    config = vit()
+    check_pretrained(config)
+    check_pretrained(unet())
+    config.pretrained_model_name = saved(VITS["dinov2"](), tmp_path / "good")
+    check_pretrained(config)
+    weights = tmp_path / "good" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for name, reason in (
+        (str(tmp_path / "good"), "not a readable safetensors file"),
+        (str(tmp_path / "nowhere"), "there is no such folder"),
+        ("owner/name", "not in the hub's cache, and model.backbone.local_files_only is true"),
+    ):
+        config.pretrained_model_name, config.backbone.local_files_only = name, True
+        with pytest.raises(ConfigError, match=reason) as caught:
+            check_pretrained(config)
+        assert str(caught.value).startswith(f"model.pretrained_model_name={name}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_check_takes_the_hubs_word_or_looks_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("tracknet.models.hub.snapshot_download", lambda *_args, **_kwargs: pytest.fail("downloaded"))
+    monkeypatch.setattr("tracknet.models.hub._why_unreachable", lambda _name: "")
+    config = vit()
+    config.pretrained_model_name = "owner/tiny"
+    check_pretrained(config)
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"model\.pretrained_model_name=owner/tiny: .*cannot be reached"):
+        check_pretrained(config)
 
 
 @pytest.mark.parametrize("return_stages", [(), (0, 1), (3, 3), (1, 5)])
@@ -217,6 +297,7 @@ def test_a_copy_in_the_cache_serves_without_the_hub(tmp_path: Path, monkeypatch:
         config.backbone.local_files_only = local
         if not local:
             monkeypatch.setattr("tracknet.models.hub._why_unreachable", lambda _name: "the hub cannot be reached")
+        check_pretrained(config)
         assert build_model(config, data_config(), INPUT_WH).network.backbone.config.model_type == "dinov2"
 
 
@@ -226,6 +307,9 @@ def test_a_name_that_is_none_is_refused_at_once(name: str) -> None:
     config.pretrained_model_name = name
     with pytest.raises(ConfigError, match="neither a folder nor an identifier on the hub"):
         build_model(config, data_config(), INPUT_WH)
+    config.backbone.local_files_only = True
+    with pytest.raises(ConfigError, match="neither a folder nor an identifier on the hub"):
+        check_pretrained(config)
 
 
 def test_the_unet_asks_nobody(no_network: None) -> None:

@@ -12,7 +12,8 @@ from small_models import FAMILIES, INPUT_WH, data_config, small_model, unet, win
 from transformers import AutoConfig, AutoModel
 
 from tracknet.errors import ConfigError
-from tracknet.models import TrackNetConfig, TrackNetModel, build_model, load_weights_from
+from tracknet.models import TrackNetConfig, TrackNetModel, build_model, check_init_from, load_weights_from
+from tracknet.schema.data import DataConfig
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -163,9 +164,35 @@ def test_the_first_tensor_that_differs_is_named_and_nothing_is_changed(tmp_path:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_an_unsaid_normalisation_is_that_of_a_run() -> None:
+    assert TrackNetConfig().normalize is DataConfig().preprocess.normalize is True
+
+
+def test_a_folder_is_checked_before_there_is_a_model(tmp_path: Path) -> None:
+    def complaint() -> str:
+        with pytest.raises(ConfigError) as caught:
+            check_init_from(tmp_path)
+        assert str(caught.value).startswith(f"training.init_from={tmp_path}: ")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "has no config.json" in complaint()
+    small_model("unet").save_pretrained(tmp_path)
+    check_init_from(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "not a readable safetensors file" in complaint()
+    weights.unlink()
+    assert "it needs model.safetensors" in complaint()
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    assert "go into model.pretrained_model_name" in complaint()
+    with pytest.raises(ConfigError, match=r"training\.init_from=.*nowhere: there is no such folder"):
+        check_init_from(tmp_path / "nowhere")
+
+
 def test_folders_that_are_no_models_are_named(tmp_path: Path) -> None:
     model = small_model("unet")
-    with pytest.raises(ConfigError, match=r"training\.init_from=.*nowhere.*no config\.json"):
+    with pytest.raises(ConfigError, match=r"training\.init_from=.*nowhere: there is no such folder"):
         load_weights_from(model, tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(ConfigError, match="not readable JSON"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracknet.data.batch import Batch
-from tracknet.data.index import ClipIndex
+from tracknet.data.index import NO_LABEL, ClipIndex
 from tracknet.errors import UserError
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
@@ -138,7 +138,7 @@ def count_by_game(
     """
     counts = np.zeros((len(protocols), len(index.games), 5), dtype=np.int64)
     clip_of = index.clip_of_row()[detections.row]
-    labeled = index.visibility[detections.row] >= 0
+    labeled = index.visibility[detections.row] != NO_LABEL
     for number in np.unique(clip_of):
         clip = index.clips[number]
         of_clip = (clip_of == number) & labeled

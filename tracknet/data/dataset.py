@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tracknet.data.augment import TrainingTransform, apply_gain, draw_augmentation, inside, warp
 from tracknet.data.batch import Batch
 from tracknet.data.frames import FrameStore
-from tracknet.data.index import ClipIndex
+from tracknet.data.index import NO_LABEL, ClipIndex
 from tracknet.geometry import resize_points
 from tracknet.schema.data import SequenceConfig
 
@@ -94,7 +94,7 @@ class WindowDataset(Dataset[Sample]):
             background=self.store.background(clip) if self.background else None,
             xy_input=self._xy_input[rows] * visible[:, None],
             visible=visible,
-            labeled=real & (self.index.visibility[rows] >= 0),
+            labeled=real & (self.index.visibility[rows] != NO_LABEL),
             sample_index=window,
             frame_row=rows.astype(np.int64),
             counted=real & (positions >= self._counted_from[window]),

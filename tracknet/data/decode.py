@@ -20,6 +20,8 @@ PICTURES_IN_FLIGHT = 32  # decoded ahead of the reader, so that a long clip does
 BROKEN_PICTURE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)  # what Pillow raises
 BROKEN_VIDEO = (av.FFmpegError, OSError, ValueError)
 
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's; from deeper ones it makes white pictures
+
 Frame = NDArray[np.uint8]  # (H, W, 3), RGB
 
 
@@ -49,8 +51,8 @@ def decode_clip(clip: Clip, size_wh: tuple[int, int]) -> Iterator[Frame]:
         (H, W, 3) uint8, RGB; exactly `clip.length` of them.
 
     Raises:
-        DataError: a picture is unreadable, truncated or of another size than the clip's first; the video has another number of frames
-            than the labels.
+        DataError: a picture is unreadable, truncated, of more than 8 bits per colour or of another size than the clip's first; the video
+            has another number of frames than the labels.
     """
     return _decode_video(clip, size_wh) if clip.frame_names is None else _decode_pictures(clip, clip.frame_names, size_wh)
 
@@ -65,6 +67,8 @@ def read_picture(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, i
         with Image.open(path) as image:
             if image.size != original_wh:
                 raise DataError(f"{path}: is {_by(image.size)}, but the clip's first picture is {_by(original_wh)}")
+            if image.mode not in EIGHT_BIT_MODES:
+                raise DataError(f"{path}: its pixels are of Pillow's mode {image.mode}; save it with 8 bits per colour, grey or RGB")
             reduction = _reduction(original_wh, size_wh)
             if reduction > 1:
                 image.draft("RGB", (original_wh[0] // reduction, original_wh[1] // reduction))

@@ -11,6 +11,7 @@ Three layouts are read, also mixed inside one game:
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from tracknet.errors import ConfigError, DataError
 PICTURES = (".jpg", ".jpeg", ".png")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 LABEL_FILE = "Label.csv"
+NAMES_MISTAKEN_FOR_IT = ("label.csv", "labels.csv")  # in lower case
 PLACES_OF_TRACKNET_V2 = ("video", "csv", "frame")  # its own scripts add `frame`, pictures cut from the videos, which are not needed here
+FRAME_OF_VIDEO = re.compile(r"([0-9]{1,18})(?:\.(?:jpe?g|png))?", re.IGNORECASE)  # a number; Label.csv writes it as a picture's name
 DEMO_COMMAND = "python -m tracknet.scripts.train --data demo --model demo --training demo"
 
 
@@ -32,7 +35,7 @@ def read_clips(root: Path, games: Sequence[str], on_error: str) -> tuple[ClipInd
 
     Args:
         root: folder with one folder per game.
-        games: names of the game folders, in the order in which their clips shall stand; clips of a game stand in natural order.
+        games: names of the game folders, plain ones, in the order in which their clips shall stand; clips of a game stand in natural order.
         on_error: `stop` raises the first error; `skip` leaves the clip out.
 
     Returns:
@@ -42,11 +45,7 @@ def read_clips(root: Path, games: Sequence[str], on_error: str) -> tuple[ClipInd
         ConfigError: `root` or a game's folder does not exist.
         DataError: a clip is broken and `on_error` is `stop`, or a game holds no clips at all.
     """
-    if not root.is_dir():
-        raise ConfigError(
-            f"data.root: no folder {root}; put the TrackNet data set there (game1/Clip1/0000.jpg ... Label.csv), "
-            f"or give its place with data.root=FOLDER, or try the demo: {DEMO_COMMAND}"
-        )
+    check_root(root)
     parts: list[LabelledClip] = []
     skipped: list[DataError] = []
     for game in games:
@@ -63,15 +62,57 @@ def read_clips(root: Path, games: Sequence[str], on_error: str) -> tuple[ClipInd
     return join_clips(parts), skipped
 
 
+def check_root(root: Path) -> None:
+    """Raises ConfigError, with where to put the data set, where the folder `root` does not exist."""
+    if not root.is_dir():
+        raise ConfigError(
+            f"data.root: no folder {root}; put the TrackNet data set there (game1/Clip1/0000.jpg ... Label.csv), "
+            f"or give its place with data.root=FOLDER, or try the demo: {DEMO_COMMAND}"
+        )
+
+
+def check_game_names(games: Sequence[str]) -> None:
+    """Refuses what is not the plain name of a folder: `..`, `game1/`, `a/b`. Raises ConfigError."""
+    for game in games:
+        if Path(game).name != game or game in ("", ".."):
+            raise ConfigError(f"data.split names the game {game!r}, which is not the plain name of a folder, such as game1")
+
+
+def check_sides(train: ClipIndex, val: ClipIndex) -> None:
+    """Refuses footage that stands on both sides of the split, also under two names: links, or a disk that ignores case.
+
+    Raises:
+        ConfigError: names a clip of each side.
+        DataError: the footage has gone since it was listed.
+    """
+    clip_of_footage = {_identity(clip.source): clip for clip in train.clips}
+    for clip in val.clips:
+        same = clip_of_footage.get(_identity(clip.source))
+        if same is not None:
+            raise ConfigError(
+                f"data.split: {same.id} of train_games and {clip.id} of val_games are the same footage, {clip.source.resolve()};"
+                " a game belongs to one side only"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Equal for two names of one file or folder."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: has gone since the clips were listed ({error.strerror})") from error
+    return status.st_dev, status.st_ino
+
+
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
     """Sort key that puts `Clip2` before `Clip10`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", path.name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"([0-9]+)", path.name) if part]
 
 
 def _clips_of_game(root: Path, game: str) -> Iterator[Callable[[], LabelledClip]]:
     """One reader per clip of the game; to be called one by one, so that a broken clip does not hide the others."""
     folder = root / game
-    if not folder.is_dir() or folder.parent != root:
+    if not folder.is_dir():
         there = ", ".join(path.name for path in _entries(root) if path.is_dir()) or "none"
         raise ConfigError(f"data.split names the game {game!r}, but there is no folder {folder}; games there: {there}")
     entries = _entries(folder)
@@ -108,14 +149,30 @@ def _read_clip_folder(game: str, folder: Path) -> LabelledClip:
         raise DataError(f"{folder}: needs either pictures ({', '.join(PICTURES)}) or one video, found {len(pictures)} and {len(videos)}")
     table = folder / LABEL_FILE
     if not table.is_file():
-        raise DataError(f"{folder}: has no {LABEL_FILE}")
+        similar = next((path.name for path in entries if path.name.lower() in NAMES_MISTAKEN_FOR_IT), None)
+        raise DataError(f"{folder}: has no {LABEL_FILE}" + (f"; rename {similar} to that" if similar else ""))
     rows = read_labels(table, TRACKNET)
     if videos:
         return _video_clip(game, folder.name, videos[0], table, rows)
     names = [picture.name for picture in pictures]
     ordered = _one_row_per_frame(table, {row.frame: row for row in rows}, rows, names)
+    _check_no_gap(folder, pictures)
     clip = Clip(game, folder.name, folder, tuple(names), picture_size(pictures[0]), 0, len(names))
     return _labelled(clip, table, ordered)
+
+
+def _check_no_gap(folder: Path, pictures: list[Path]) -> None:
+    """Pictures whose names are numbers must count without a gap: windows take neighbours for neighbours in time."""
+    if not all(picture.stem.isdecimal() for picture in pictures):
+        return
+    for before, after in pairwise(pictures):
+        if int(after.stem) == int(before.stem):
+            raise DataError(f"{folder}: {before.name} and {after.name} have the same number")
+        if int(after.stem) != int(before.stem) + 1:
+            raise DataError(
+                f"{folder}: picture {int(before.stem) + 1} is missing, after {before.name} comes {after.name};"
+                " a clip is one run of frames, so put what follows the gap into a clip folder of its own"
+            )
 
 
 def _table_stems(video: Path) -> tuple[str, str]:
@@ -137,15 +194,19 @@ def _no_video(table: Path) -> LabelledClip:
 
 def _video_clip(game: str, name: str, video: Path, table: Path, rows: list[LabelRow]) -> LabelledClip:
     """A clip whose rows count the frames of a video; the video's own length is checked when it is decoded."""
-    by_number: dict[str, LabelRow] = {}
+    by_number: dict[int, LabelRow] = {}
     for row in rows:
-        digits = Path(row.frame).stem
-        if not digits.isdecimal():
-            fail(table, row.line, f"the frame is {row.frame!r}, but beside a video it is a number that counts from 0")
-        by_number[str(int(digits))] = row
-    numbers = [str(number) for number in range(max(map(int, by_number)) + 1)]
-    ordered = _one_row_per_frame(table, by_number, rows, numbers)
-    return _labelled(Clip(game, name, video, None, video_size(video), 0, len(numbers)), table, ordered)
+        number = FRAME_OF_VIDEO.fullmatch(row.frame)
+        if number is None:
+            fail(table, row.line, f"the frame is {row.frame!r}, but beside a video it is a whole number that counts from 0")
+        by_number[int(number[1])] = row
+    missing = next((number for number in range(len(by_number)) if number not in by_number), None)
+    if missing is not None:
+        last = by_number[max(by_number)]
+        fail(table, last.line, f"the frame is {last.frame}, but frame {missing} has no row; the rows of a video count from 0 to its last")
+    frames = [str(number) for number in range(len(by_number))]
+    ordered = _one_row_per_frame(table, {str(number): row for number, row in by_number.items()}, rows, frames)
+    return _labelled(Clip(game, name, video, None, video_size(video), 0, len(frames)), table, ordered)
 
 
 def _one_row_per_frame(table: Path, by_frame: dict[str, LabelRow], rows: list[LabelRow], frames: list[str]) -> list[LabelRow]:

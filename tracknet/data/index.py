@@ -43,7 +43,7 @@ class ClipIndex:
 
     clips: tuple[Clip, ...]
     xy_px: NDArray[np.float32]  # (N, 2), original px; 0 where visibility is below 1
-    visibility: NDArray[np.int8]  # (N,): -1 no label, 0 no ball to see, 1 easy, 2 hard, 3 occluded
+    visibility: NDArray[np.int8]  # (N,): NO_LABEL, 0 no ball to see, 1 easy, 2 hard, 3 occluded
 
     def __len__(self) -> int:
         return len(self.visibility)

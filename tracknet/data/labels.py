@@ -75,8 +75,9 @@ def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
     lowered = [name.lower() for name in header]
     missing = [name for name in columns.names if name.lower() not in lowered]
     if missing:
-        found = ", ".join(header) if any(header) else "none"
-        fail(path, 1, f"column missing: {', '.join(missing)}; the columns needed are {','.join(columns.names)}, found: {found}")
+        found = " ".join(", ".join(header).split()) if any(header) else "none"
+        advice = "; separate the columns by commas" if any(mark in name for name in header for mark in ";\t") else ""
+        fail(path, 1, f"column missing: {', '.join(missing)}; the columns needed are {','.join(columns.names)}, found: {found}{advice}")
     return [lowered.index(name.lower()) for name in columns.names]
 
 
@@ -101,7 +102,7 @@ def _number(path: Path, line: int, column: str, text: str) -> float | None:
     if not text:
         return None
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python reads 1_0 as 10
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -2,7 +2,8 @@
 
 from tracknet.models.build import build_model
 from tracknet.models.configuration import TrackNetConfig
-from tracknet.models.initialise import load_weights_from
+from tracknet.models.initialise import check_init_from, load_weights_from
 from tracknet.models.model import TrackNetModel
+from tracknet.models.pretrained import check_pretrained
 
-__all__ = ["TrackNetConfig", "TrackNetModel", "build_model", "load_weights_from"]
+__all__ = ["TrackNetConfig", "TrackNetModel", "build_model", "check_init_from", "check_pretrained", "load_weights_from"]

@@ -31,7 +31,7 @@ class TrackNetConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         architecture: str = "",
         frames: int = 0,
         background: bool = False,
-        normalize: bool = False,
+        normalize: bool = True,
         input_size: tuple[int, int] = (0, 0),
         heatmap_size: tuple[int, int] = (0, 0),
         sigma: float = 0.0,

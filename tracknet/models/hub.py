@@ -13,6 +13,8 @@ FILES = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*-of-*.safetensors"]
 # The client's questions have no time limit of their own and wait for ever behind a firewall that drops packets. It may ask twice.
 TIMEOUT_SECONDS = 2.0
 
+NO_NAME = "it is neither a folder nor an identifier on the hub, which looks like owner/name"
+
 # Errors of the HTTP library that this version of the client uses (httpx2, httpx): the first base of its own error.
 NETWORK_ERRORS: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError.__bases__[0])
 
@@ -27,13 +29,34 @@ def download(name: str, local_files_only: bool) -> Path:
     Raises:
         ConfigError: no such model, no access to it, or neither a network nor a cached copy.
     """
-    reason = "model.backbone.local_files_only is true" if local_files_only else _why_unreachable(name)
+    cached = find_on_hub(name, local_files_only)
+    if cached is not None:
+        return cached
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=bool(reason)))
-    except LocalEntryNotFoundError as error:
-        raise ConfigError(f"it is not a folder and not in the hub's cache, and {reason or 'the download failed'}") from error
+        return Path(snapshot_download(name, allow_patterns=FILES))
     except NETWORK_ERRORS as error:
         raise ConfigError(f"the download failed ({_first_line(error)})") from error
+
+
+def find_on_hub(name: str, local_files_only: bool) -> Path | None:
+    """Where `download` will find a model: in the cache's folder, if the hub is not to be asked or cannot be, else (None) on the hub.
+
+    Args:
+        name: as for `download`.
+        local_files_only: as for `download`.
+
+    Raises:
+        ConfigError: no such model, no access to it, or neither a network nor a cached copy.
+    """
+    reason = "model.backbone.local_files_only is true" if local_files_only else _why_unreachable(name)
+    if not reason:
+        return None
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except HFValidationError as error:
+        raise ConfigError(NO_NAME) from error
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(f"it is not a folder and not in the hub's cache, and {reason}") from error
 
 
 def _why_unreachable(name: str) -> str:
@@ -45,7 +68,7 @@ def _why_unreachable(name: str) -> str:
     try:
         HfApi().model_info(name, timeout=TIMEOUT_SECONDS)
     except HFValidationError as error:
-        raise ConfigError("it is neither a folder nor an identifier on the hub, which looks like owner/name") from error
+        raise ConfigError(NO_NAME) from error
     except RepositoryNotFoundError as error:  # the gated ones included
         raise ConfigError("the hub has no such model, or shows it only to users with access (hf auth login)") from error
     except NETWORK_ERRORS as error:

@@ -1,10 +1,12 @@
 """Fine-tuning: `training.init_from` puts a saved model folder's weights into a new run's model."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
 from tracknet.errors import ConfigError
+from tracknet.models.configuration import TrackNetConfig
 from tracknet.models.folder import read_model_config, tensor_shapes, weight_files
 from tracknet.models.model import TrackNetModel
 
@@ -17,6 +19,20 @@ SAME_FIELDS = {
 }
 
 
+def check_init_from(folder: Path | str) -> None:
+    """Whether a folder holds a saved model at all; cheap, and before there is a model to compare with.
+
+    Raises:
+        ConfigError: no such folder, no tracknet model in it, or no readable weights; names training.init_from.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        _saved_config(folder)
+        tensor_shapes(weight_files(folder))
+    except ConfigError as error:
+        raise ConfigError(f"training.init_from={folder}: {error}") from error
+
+
 def load_weights_from(model: TrackNetModel, folder: Path | str) -> None:
     """Copies all weights of a saved model into `model`; sizes of the picture and of the heatmap may differ.
 
@@ -27,7 +43,7 @@ def load_weights_from(model: TrackNetModel, folder: Path | str) -> None:
     Raises:
         ConfigError: names training.init_from and the first thing that does not fit.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         _check_config(model, folder)
         files = weight_files(folder)
@@ -38,12 +54,20 @@ def load_weights_from(model: TrackNetModel, folder: Path | str) -> None:
     model.load_state_dict(tensors)
 
 
-def _check_config(model: TrackNetModel, folder: Path) -> None:
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """The fields of a saved tracknet model's `config.json`."""
+    if not folder.is_dir():
+        raise ConfigError("there is no such folder")
     saved = read_model_config(folder)
-    if saved["model_type"] != model.config.model_type:
+    if saved["model_type"] != TrackNetConfig.model_type:
         raise ConfigError(
             f"it holds a {saved['model_type']}, not a trained tracknet model; pretrained backbones go into model.pretrained_model_name"
         )
+    return saved
+
+
+def _check_config(model: TrackNetModel, folder: Path) -> None:
+    saved = _saved_config(folder)
     for field, key in SAME_FIELDS.items():
         wanted = getattr(model.config, field)
         if field not in saved or saved[field] != wanted:

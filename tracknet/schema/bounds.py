@@ -14,6 +14,7 @@ def bounded(
     choices: tuple[str, ...] | None = None,
     length: int | None = None,
     factory: Any = None,
+    null_is_default: bool = False,
 ) -> Any:
     """A dataclass field with a range.
 
@@ -25,12 +26,19 @@ def bounded(
         below: the value must be strictly smaller than this.
         choices: the texts allowed.
         length: number of entries of a list.
-        factory: default factory of a list field, in place of `default`.
+        factory: default factory of a list or section, in place of `default`.
+        null_is_default: null, also as an empty `key:`, stands for the default; the configuration never holds null there.
     """
     metadata = {"low": low, "high": high, "above": above, "below": below, "choices": choices, "length": length}
+    metadata["null_is_default"] = null_is_default
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def null_is_default(spec: Field[Any] | None) -> bool:
+    """Whether null stands for the field's default."""
+    return spec is not None and bool(spec.metadata) and bool(spec.metadata["null_is_default"])
 
 
 def within(spec: Field[Any], value: Any) -> bool:

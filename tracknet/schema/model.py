@@ -66,7 +66,7 @@ class FpnConfig:
 
 @dataclass
 class VitHeatmapConfig:
-    model_name: str = "vit_heatmap"
+    model_name: str = bounded("vit_heatmap", choices=("vit_heatmap",))
     pretrained_model_name: str | None = None
     backbone: VitBackboneConfig = field(default_factory=VitBackboneConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -75,7 +75,7 @@ class VitHeatmapConfig:
 
 @dataclass
 class ConvNextFpnHeatmapConfig:
-    model_name: str = "convnext_fpn_heatmap"
+    model_name: str = bounded("convnext_fpn_heatmap", choices=("convnext_fpn_heatmap",))
     pretrained_model_name: str | None = None
     backbone: ConvNextBackboneConfig = field(default_factory=ConvNextBackboneConfig)
     fpn: FpnConfig = field(default_factory=FpnConfig)
@@ -86,7 +86,7 @@ class ConvNextFpnHeatmapConfig:
 class UnetHeatmapConfig:
     """The network for CPUs; it has no pretrained weights, so `pretrained_model_name` stays null."""
 
-    model_name: str = "unet_heatmap"
+    model_name: str = bounded("unet_heatmap", choices=("unet_heatmap",))
     pretrained_model_name: str | None = None
     backbone: UnetBackboneConfig = field(default_factory=UnetBackboneConfig)
     heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)

@@ -8,7 +8,7 @@ from tracknet.schema.bounds import bounded
 
 @dataclass
 class AdamWConfig:
-    name: str = "adamw"
+    name: str = bounded("adamw", choices=("adamw",))
     lr: float = bounded(1e-3, above=0.0)
     weight_decay: float = bounded(0.01, low=0.0)
     betas: list[float] = bounded(factory=lambda: [0.9, 0.999], low=0.0, below=1.0, length=2)
@@ -17,7 +17,7 @@ class AdamWConfig:
 
 @dataclass
 class AdamConfig:
-    name: str = "adam"
+    name: str = bounded("adam", choices=("adam",))
     lr: float = bounded(1e-3, above=0.0)
     weight_decay: float = bounded(0.0, low=0.0)
     betas: list[float] = bounded(factory=lambda: [0.9, 0.999], low=0.0, below=1.0, length=2)
@@ -26,7 +26,7 @@ class AdamConfig:
 
 @dataclass
 class SgdConfig:
-    name: str = "sgd"
+    name: str = bounded("sgd", choices=("sgd",))
     lr: float = bounded(1e-2, above=0.0)
     weight_decay: float = bounded(0.0, low=0.0)
     momentum: float = bounded(0.9, low=0.0, high=1.0)
@@ -35,7 +35,7 @@ class SgdConfig:
 
 @dataclass
 class AdadeltaConfig:
-    name: str = "adadelta"
+    name: str = bounded("adadelta", choices=("adadelta",))
     lr: float = bounded(1.0, above=0.0)
     weight_decay: float = bounded(0.0, low=0.0)
     rho: float = bounded(0.9, low=0.0, high=1.0)
@@ -47,27 +47,27 @@ OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "adam": AdamConfig, "sgd": 
 
 @dataclass
 class CosineConfig:
-    name: str = "cosine"
+    name: str = bounded("cosine", choices=("cosine",))
     warmup_epochs: float = bounded(0.0, low=0.0)
     min_lr_ratio: float = bounded(0.01, low=0.0, high=1.0)  # of the learning rate, at the end
 
 
 @dataclass
 class LinearConfig:
-    name: str = "linear"
+    name: str = bounded("linear", choices=("linear",))
     warmup_epochs: float = bounded(0.0, low=0.0)
     min_lr_ratio: float = bounded(0.0, low=0.0, high=1.0)
 
 
 @dataclass
 class ConstantConfig:
-    name: str = "constant"
+    name: str = bounded("constant", choices=("constant",))
     warmup_epochs: float = bounded(0.0, low=0.0)
 
 
 @dataclass
 class StepConfig:
-    name: str = "step"
+    name: str = bounded("step", choices=("step",))
     warmup_epochs: float = bounded(0.0, low=0.0)
     step_epochs: float = bounded(10.0, above=0.0)  # every so many epochs ...
     gamma: float = bounded(0.1, above=0.0, high=1.0)  # ... the learning rate is multiplied by this
@@ -79,8 +79,8 @@ SCHEDULERS: dict[str, type] = {"cosine": CosineConfig, "linear": LinearConfig, "
 @dataclass
 class LossConfig:
     name: str = bounded("mse", choices=("mse", "focal"))
-    alpha: float = bounded(2.0, low=0.0)  # focal only
-    beta: float = bounded(4.0, low=0.0)  # focal only
+    alpha: float = bounded(2.0, low=0.0)  # focal only; an override that changes it under mse is refused
+    beta: float = bounded(4.0, low=0.0)  # the same
 
 
 @dataclass
@@ -127,7 +127,7 @@ class TrainingConfig:
     epochs: int = bounded(10, low=1)
     max_steps: int = bounded(0, low=0)  # above 0 it ends the run, whatever epochs says
     precision: str | None = bounded("auto", choices=("auto", "fp32", "fp16", "bf16"))
-    amp: bool = False  # decides only where precision is null
+    amp: bool = False  # decides only where precision is null; a YAML with amp and without precision (an old one) has it null
     grad_clip: float = bounded(1.0, low=0.0)  # bound of the gradient's L2 norm; 0 does not clip
     grad_clip_norm: float = bounded(0.0, low=0.0)  # another name of grad_clip; see `gradient_bound`
     adaptive_micro_batch: bool = True
@@ -137,7 +137,7 @@ class TrainingConfig:
     oom_retries: int = bounded(8, low=0)  # per step
     optimizer: Any = field(default_factory=AdamWConfig)  # one of OPTIMIZERS
     scheduler: Any = field(default_factory=CosineConfig)  # one of SCHEDULERS
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossConfig = bounded(factory=LossConfig, null_is_default=True)  # null or an empty `loss:` is mse
     ema_decay: float = bounded(0.0, low=0.0, below=1.0)  # 0 keeps no average
     backbone_freeze_epochs: int = bounded(0, low=0)  # the backbone rests for so many epochs
     init_from: str | None = None  # a saved model folder whose weights the run starts from
@@ -146,7 +146,7 @@ class TrainingConfig:
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    output_dir: str = "outputs"
+    output_dir: str = bounded("outputs", null_is_default=True)  # null is "outputs"
     log_dir: str | None = None  # null: <output root>/logs
     ckpt_dir: str | None = None  # null: <output root>/checkpoints
 

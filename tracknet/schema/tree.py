@@ -8,8 +8,9 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tracknet.errors import ConfigError
-from tracknet.schema.bounds import range_text, within
+from tracknet.schema.bounds import null_is_default, range_text, within
 from tracknet.schema.data import DataConfig
+from tracknet.schema.model import MODELS
 from tracknet.schema.training import TrainingConfig
 
 MISSING = "???"  # OmegaConf's mark for a value that somebody still has to give
@@ -72,17 +73,34 @@ class Schema:
                 raise ConfigError(place(inner) + self.unknown(inner))
             spec, hint = known[name]
             section = self.section_at(inner)
+            if value is None and null_is_default(spec):
+                continue
             if section is None:
                 if not (_fits(hint, value) and (_open(value) or spec is None or within(spec, value))):
-                    raise ConfigError(f"{place(inner)}{inner} is {shown(value)}; it must be {allowed(spec, hint)}")
+                    raise ConfigError(f"{place(inner)}{inner} is {shown(value)}; it must be {allowed(spec, hint)}{_quoting(hint, value)}")
             elif isinstance(value, dict):
                 self.check(value, place, inner)
             elif not (value is None and NoneType in get_args(hint)):
                 names = ", ".join(spec.name for spec in fields(section))
                 raise ConfigError(f"{place(inner)}{inner} is {shown(value)}; it must be a section with the keys {names}")
 
+    def without_nulls(self, tree: dict[str, Any], key: str = "") -> dict[str, Any]:
+        """A checked tree less the nulls that stand for a default."""
+        known, kept = self.leaves(key), {}
+        for name, value in tree.items():
+            if value is None and null_is_default(known[name][0]):
+                continue
+            kept[name] = self.without_nulls(value, f"{key}.{name}".lstrip(".")) if isinstance(value, dict) else value
+        return kept
+
     def unknown(self, key: str) -> str:
-        """The message about an unknown key, with the valid one that it most likely stands for."""
+        """The message about an unknown key, with the model family that has it or the valid key that it most likely stands for."""
+        families = [
+            name for name, kind in MODELS.items() if key.startswith("model.") and Schema({**self.sections, "model": kind}).find(key)
+        ]
+        if families:
+            own = next(name for name, kind in MODELS.items() if kind is self.sections["model"])
+            return f"unknown key {key}: the model family {own} has none, {' and '.join(families)} has; choose its YAML with --model"
         return f"unknown key {key}; did you mean {self._nearest(key)}?"
 
     def _nearest(self, key: str) -> str:
@@ -123,6 +141,13 @@ def _base(hint: Any) -> Any:
     return next(kind for kind in (get_args(hint) or (hint,)) if kind is not NoneType) if NoneType in get_args(hint) else hint
 
 
+def _quoting(hint: Any, value: Any) -> str:
+    """A hint for a list of texts that look like numbers, such as game folders named 1 and 2."""
+    if get_args(_base(hint)) != (str,) or not isinstance(value, list) or not all(type(entry) in (int, float, str, bool) for entry in value):
+        return ""
+    return f"; put quotes around each: {shown([str(entry) for entry in value])}"
+
+
 def wants_text(hint: Any) -> bool:
     """Whether a key holds text, so that `key=007` on the command line is not a number."""
     return _base(hint) is str
@@ -140,6 +165,8 @@ def allowed(spec: Field[Any] | None, hint: Any) -> str:
         name = TYPE_NAMES[kind][0]
         text = name if kind in (bool, str) else f"a {name}"
     text = f"{text} {limits}".strip()
+    if null_is_default(spec):
+        return f"{text}, or null for the default"
     return f"{text}, or null" if NoneType in get_args(hint) else text
 
 

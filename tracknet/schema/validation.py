@@ -1,10 +1,11 @@
 """What single keys cannot say about themselves: settings that contradict each other or that training cannot honour."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tracknet.errors import ConfigError
 from tracknet.schema.data import DataConfig, SplitConfig
-from tracknet.schema.model import ConvNextFpnHeatmapConfig, HeatmapConfig, ModelConfig, UnetHeatmapConfig, VitHeatmapConfig
+from tracknet.schema.model import ConvNextFpnHeatmapConfig, ModelConfig, UnetHeatmapConfig, VitHeatmapConfig
 from tracknet.schema.root import Config
 from tracknet.schema.training import SgdConfig, TrainingConfig
 
@@ -23,7 +24,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _source(config.data)
     yield from _split(config.data.split)
     yield from _augment(config.data)
-    yield from _sizes(config.data, config.model.heatmap)
+    if config.data.preprocess.resize is not None:  # null: the clips decide, and `check_sizes` is called when they are known
+        yield from size_contradictions(config.data.preprocess.resize, config.data.augment.crop, config.model.heatmap.size)
     yield from _model(config.model)
     yield from _precision(config.training)
     yield from _optimization(config.training)
@@ -44,6 +46,9 @@ def _split(split: SplitConfig) -> Iterator[str]:
         games = getattr(split, side)
         if not games:
             yield f"data.split.{side} is empty; name at least one game folder"
+        for game in games:
+            if Path(game).name != game or game in ("", ".", ".."):
+                yield f"data.split.{side} has {game!r}, which is no folder's name; write the name alone, such as game1"
         twice = sorted({game for game in games if games.count(game) > 1})
         if twice:
             yield f"data.split.{side} names {', '.join(twice)} more than once"
@@ -58,26 +63,43 @@ def _augment(data: DataConfig) -> Iterator[str]:
         yield f"data.augment.scale is [{smallest:g}, {largest:g}]; the first is the smallest factor, the second the largest"
 
 
-def _sizes(data: DataConfig, heatmap: HeatmapConfig) -> Iterator[str]:
-    resize, crop = data.preprocess.resize, data.augment.crop
-    if resize is None:
-        return  # the clips decide; checked when they are known
+def size_contradictions(input_wh: Sequence[int], crop: Sequence[int] | None, heatmap_size: Sequence[int]) -> Iterator[str]:
+    """What is wrong between the sizes, one message each; nothing if they go together.
+
+    Args:
+        input_wh: (width, height) of the picture that the network is given, in input px: `preprocess.resize`, else the clips' size.
+        crop: (width, height) of `augment.crop` in input px; it lies in the picture and holds whole heatmap cells. None: no crop.
+        heatmap_size: (width, height) of `heatmap.size`, which belongs to the whole picture and is not larger than it.
+    """
+    picture = f"the input picture of {input_wh[0]} x {input_wh[1]} px (data.preprocess.resize; null: the clips' own size)"
     for axis, name in enumerate(("width", "height")):
-        if heatmap.size[axis] > resize[axis]:
-            yield (
-                f"model.heatmap.size={heatmap.size} is larger than data.preprocess.resize={resize};"
-                f" lower the heatmap's {name} to {resize[axis]} or less"
-            )
+        if heatmap_size[axis] > input_wh[axis]:
+            yield f"model.heatmap.size={list(heatmap_size)} is larger than {picture}; lower its {name} to {input_wh[axis]} or less"
         if crop is None:
             continue
-        if crop[axis] > resize[axis]:
-            yield f"data.augment.crop={crop} does not fit into data.preprocess.resize={resize}; lower its {name} to {resize[axis]} or less"
-        elif crop[axis] * heatmap.size[axis] % resize[axis]:
-            cells = crop[axis] * heatmap.size[axis] / resize[axis]
+        if crop[axis] > input_wh[axis]:
+            yield f"data.augment.crop={list(crop)} does not fit into {picture}; lower its {name} to {input_wh[axis]} or less"
+        elif crop[axis] * heatmap_size[axis] % input_wh[axis]:
+            cells = crop[axis] * heatmap_size[axis] / input_wh[axis]
             yield (
-                f"data.augment.crop={crop} has a {name} of {cells:g} heatmap cells, not a whole number;"
-                f" change it, model.heatmap.size={heatmap.size} or data.preprocess.resize={resize}"
+                f"data.augment.crop={list(crop)} has a {name} of {cells:g} heatmap cells, not a whole number;"
+                f" change it, model.heatmap.size={list(heatmap_size)} or {picture}"
             )
+
+
+def check_sizes(data: DataConfig, model: ModelConfig, input_wh: tuple[int, int]) -> None:
+    """Refuses a crop or heatmap that does not go with the pictures; for when the clips have told their size.
+
+    Args:
+        data: for `augment.crop`.
+        model: for `heatmap.size`.
+        input_wh: (width, height) of the network's input picture, in input px.
+
+    Raises:
+        ConfigError: names the keys and what to change.
+    """
+    for message in size_contradictions(input_wh, data.augment.crop, model.heatmap.size):
+        raise ConfigError(message)
 
 
 def _model(model: ModelConfig) -> Iterator[str]:

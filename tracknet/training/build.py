@@ -11,14 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tracknet.data.formats import check_root
 from tracknet.data.loader import Datasets, EpochLoader, build_datasets
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import ConfigError
 from tracknet.evaluation import Preview
 from tracknet.losses import frame_losses
-from tracknet.models import TrackNetModel, build_model, load_weights_from
+from tracknet.models import TrackNetModel, build_model, check_init_from, check_pretrained, load_weights_from
 from tracknet.schema.root import Config
 from tracknet.schema.training import gradient_bound
+from tracknet.schema.validation import check_sizes
 from tracknet.training.checkpoint import CheckpointStore
 from tracknet.training.ema import Ema
 from tracknet.training.launch import world_from_environment
@@ -36,10 +38,24 @@ from tracknet.training.validation import Validation
 log = logging.getLogger("tracknet")
 
 
+def check_sources(config: Config) -> None:
+    """Whether the data set and the weights that the run starts from are there: asked before hours of decoding, not after.
+
+    Raises:
+        ConfigError: `data.root`, `training.init_from` or `model.pretrained_model_name` is not there or does not fit.
+    """
+    if config.data.root is not None:
+        check_root(Path(config.data.root))
+    check_pretrained(config.model)
+    if config.training.init_from is not None:
+        check_init_from(Path(config.training.init_from))
+
+
 def build_data(config: Config, ranks: Ranks) -> Datasets:
     """Both sides of the split, decoded by all processes of a machine together. All ranks call this."""
     _, _, local_rank, local_world_size = world_from_environment(os.environ)
     datasets = build_datasets(config.data, config.runtime.seed, share=(local_rank, local_world_size), gather=ranks.gather)
+    check_sizes(config.data, config.model, datasets.input_wh)  # where resize is null, the clips have decided it
     for side, dataset in (("train", datasets.train), ("val", datasets.val)):
         index = dataset.index
         log.info("%s: %d games, %d clips, %d frames, %d windows", side, len(index.games), len(index.clips), len(index), len(dataset))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from tracknet.data.index import ClipIndex
+from tracknet.data.index import NO_LABEL, ClipIndex
 from tracknet.evaluation import Preview
 from tracknet.geometry import resize_points
 from tracknet.metrics import TRACKNETV2, count_outcomes
@@ -38,7 +38,7 @@ def _draw(preview: Preview, index: ClipIndex, threshold: float) -> NDArray[np.ui
     truth_px, visibility = index.xy_px[preview.row].astype(np.float64), index.visibility[preview.row]
     detected = preview.score >= threshold
     outcome = ""
-    if visibility >= 0:
+    if visibility != NO_LABEL:
         found_px = resize_points(preview.xy_input, input_wh, clip.size_wh)
         counts = count_outcomes(TRACKNETV2, found_px[None], np.array([detected]), truth_px[None], visibility[None], clip.size_wh)
         outcome = next(name.upper() for name, count in asdict(counts).items() if count)

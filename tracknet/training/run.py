@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tracknet.errors import UserError
 from tracknet.training.accelerator import start_accelerator
-from tracknet.training.build import build_data, build_network, build_state, build_trainer
+from tracknet.training.build import build_data, build_network, build_state, build_trainer, check_sources
 from tracknet.training.checkpoint import inspect_checkpoint, load_checkpoint
 from tracknet.training.ranks import Ranks
 from tracknet.training.resume import ResumePoint, check_same_run, find_resume
@@ -73,6 +73,7 @@ def train(cfg: DictConfig, resume: str | None) -> int:
         log.info("%s is finished; nothing to do", continuation.point.run_id)
         return 0
     config = typed(cfg)
+    ranks.together(lambda: check_sources(config))
     datasets = build_data(config, ranks)
     state = build_state(config, build_network(config, datasets, ranks), precision)
     if continuation:

@@ -150,11 +150,11 @@ def _build(
     config = typed(cfg)
     check_config(config)
     refuse_idle_loss(tree["training"], changes, config.training.loss)
-    for warning in warnings:  # only now: after a refusal there is nothing to say beside it
-        logger.warning("%s", warning)
     seed_everything(cfg.runtime.seed)
     if not dry_run:
         _make_folders(cfg)
+    for warning in warnings:  # only now: after a refusal there is nothing to say beside it
+        logger.warning("%s", warning)
     return cfg
 
 

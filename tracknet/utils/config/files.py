@@ -124,6 +124,8 @@ def parse_yaml(text: str, name: str, key: str = "", *, numbered: bool = True) ->
 
 
 def _plain(loader: _Loader, node: yaml.Node, key: str, lines: dict[str, int]) -> Any:
+    if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not supported", problem_mark=node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, entry, key, lines) for entry in node.value]
     if not isinstance(node, yaml.MappingNode):
