@@ -1,6 +1,6 @@
 """Peak memory of a command with all its child processes: python benchmarks/peak_memory.py COMMAND [ARGUMENT ...]
 
-Adds up the proportional set sizes (PSS: pages that processes share are split among them, so nothing counts twice) every 0.2 s. Linux only.
+Adds up the proportional set sizes (PSS: pages that processes share are split among them, so nothing counts twice) every second. Linux only.
 """
 
 import subprocess
@@ -9,7 +9,7 @@ import time
 
 import psutil
 
-EVERY_S = 0.2
+EVERY_S = 1.0
 
 
 def tree_pss_bytes(root: psutil.Process) -> int:

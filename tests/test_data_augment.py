@@ -5,8 +5,8 @@ from clips import blob_centroid, blob_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracknet.data.augment import Augmentation, TrainingTransform, apply_gain, draw_augmentation, inside, training_transform, warp
-from tracknet.geometry import horizontal_flip, scaling, translation
+from tracknet.data.augment import Augmentation, TrainingTransform, apply_gain, draw_augmentation, training_transform, warp
+from tracknet.geometry import horizontal_flip, inside, scaling, translation
 from tracknet.schema.data import AugmentConfig, DataConfig, PreprocessConfig
 
 INPUT = (128, 96)

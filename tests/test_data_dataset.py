@@ -61,7 +61,7 @@ def same(one: Batch, other: Batch) -> bool:
 def test_evaluation_counts_each_frame_once_and_never_leaves_a_clip(lengths: list[int], length: int) -> None:
     index = index_of(lengths)
     dataset = WindowDataset(index, BlankStore(), SequenceConfig(length=length, stride=2), background=False, seed=0, training=None)
-    clip_of_row, counted = index.clip_of_row(), []
+    clip_of_row, counted = index.clip_of_row, []
     for window in range(len(dataset)):
         sample = dataset[0, window]
         assert len(set(clip_of_row[sample.frame_row])) == 1
@@ -87,7 +87,7 @@ def test_training_windows_start_every_stride_inside_a_clip(lengths: list[int], l
     samples = [dataset[0, window] for window in range(len(dataset))]
     assert [int(sample.frame_row[0]) for sample in samples] == starts
     for sample in samples:
-        clip = index.clips[index.clip_of_row()[sample.frame_row[0]]]
+        clip = index.clips[index.clip_of_row[sample.frame_row[0]]]
         expected = np.minimum(sample.frame_row[0] + np.arange(length), clip.first_row + clip.length - 1)
         np.testing.assert_array_equal(sample.frame_row, expected)
         assert sample.labeled.sum() == min(length, clip.length)

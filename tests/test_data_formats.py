@@ -55,7 +55,7 @@ def test_clips_stand_in_natural_order_and_rows_follow_them(tmp_path: Path) -> No
     index, _ = read_clips(tmp_path, ["game2", "game1"], "stop")
     assert [clip.id for clip in index.clips] == [f"{game}/Clip{n}" for game in ("game2", "game1") for n in range(1, 12)]
     assert index.games == ("game2", "game1")
-    assert index.clip_of_row().tolist() == np.repeat(np.arange(22), 3).tolist()
+    assert index.clip_of_row.tolist() == np.repeat(np.arange(22), 3).tolist()
     assert [clip.first_row for clip in index.clips] == list(range(0, 66, 3))
     fewer = index.without({"game2/Clip2", "game1/Clip11"})
     assert len(fewer) == 60

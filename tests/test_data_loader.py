@@ -13,7 +13,8 @@ import torch
 from clips import blob_picture, first_frames_of_real_clip, label_rows, write_clip, write_games, write_labels, write_video
 
 from tracknet.data.batch import Batch
-from tracknet.data.loader import Datasets, EpochLoader, build_datasets
+from tracknet.data.build import Datasets, build_datasets
+from tracknet.data.loader import EpochLoader
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import ConfigError, DataError, UserError
 from tracknet.schema.data import AugmentConfig, DataConfig, PreprocessConfig, SequenceConfig, SplitConfig, SyntheticConfig

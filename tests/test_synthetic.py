@@ -25,10 +25,10 @@ from tracknet.data.synthetic.rally import BALL_RADIUS, GRAVITY, NET_HEIGHT, REST
 from tracknet.data.synthetic.venue import Venue, make_venue
 from tracknet.errors import ConfigError, DataError
 from tracknet.schema.data import SyntheticConfig
+from tracknet.utils.config import build_cfg, typed
 
 SMALL = SyntheticConfig(seed=3, size=[128, 72], clips_per_game=2, frames_per_clip=5)
 GAMES = [f"court{number}" for number in range(1, 9)]
-VAL_GAMES = ["court7", "court8"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -93,6 +93,7 @@ import sys
 from pathlib import Path
 from tracknet.data.synthetic import make_rallies
 from tracknet.schema.data import SyntheticConfig
+from tracknet.utils.config import build_cfg, typed
 print("ready", flush=True)
 sys.stdin.readline()
 root = make_rallies({SMALL!r}, ["court1", "court2"], Path({str(tmp_path)!r}))
@@ -345,9 +346,11 @@ def best_f1(found: list[tuple[float, tuple[int, int], tuple[float, float] | None
 
 @pytest.fixture(scope="module")
 def val_clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Pictures, list[tuple[float, float] | None]]]:
-    root = make_rallies(SyntheticConfig(clips_per_game=4), VAL_GAMES, tmp_path_factory.mktemp("demo"))
+    demo = typed(build_cfg("demo", "demo", "demo", dry_run=True)).data  # as it ships
+    assert demo.synthetic is not None
+    root = make_rallies(demo.synthetic, demo.split.val_games, tmp_path_factory.mktemp("demo"))
     clips = []
-    for folder in sorted(path for game in VAL_GAMES for path in (root / game).iterdir()):
+    for folder in sorted(path for game in demo.split.val_games for path in (root / game).iterdir()):
         pictures = [cv2.imread(str(folder / row["file name"]), cv2.IMREAD_GRAYSCALE) for row in rows(folder)]
         truth = [(float(row["x-coordinate"]), float(row["y-coordinate"])) if int(row["visibility"]) >= 1 else None for row in rows(folder)]
         clips.append((np.stack(pictures).astype(np.float32), truth))  # type: ignore[arg-type]

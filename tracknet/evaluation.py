@@ -103,7 +103,7 @@ def _counted(batch: Batch, xy_input: Tensor, score: Tensor, index: ClipIndex) ->
     """The peaks of the frames that the batch answers for, in their clips' original px."""
     input_wh = (batch.frames.shape[-1], batch.frames.shape[-2])
     row, xy = batch.frame_row[batch.counted].numpy(), xy_input[batch.counted].numpy()
-    clip_of = index.clip_of_row()[row]
+    clip_of = index.clip_of_row[row]
     xy_px = np.empty_like(xy)
     for number in np.unique(clip_of):
         of_clip = clip_of == number
@@ -137,7 +137,7 @@ def count_by_game(
         (protocols, games, 5) counts in the order of `Counts`; games as in `index.games`. Counts of several ranks may be added.
     """
     counts = np.zeros((len(protocols), len(index.games), 5), dtype=np.int64)
-    clip_of = index.clip_of_row()[detections.row]
+    clip_of = index.clip_of_row[detections.row]
     labeled = index.visibility[detections.row] != NO_LABEL
     for number in np.unique(clip_of):
         clip = index.clips[number]

@@ -33,6 +33,11 @@ def resize_points(xy: Points, from_wh: tuple[int, int], to_wh: tuple[int, int]) 
     return np.stack([x, y], axis=-1)
 
 
+def inside(xy: NDArray[np.floating], size_wh: tuple[int, int]) -> NDArray[np.bool_]:
+    """Whether (..., 2) points lie on a picture of this size: from the outer edge of its first pixel to that of its last."""
+    return np.asarray(np.all((xy >= -0.5) & (xy < np.array(size_wh) - 0.5), axis=-1))
+
+
 @dataclass(frozen=True)
 class Affine:
     """A map of the plane: `xy_after = matrix[:, :2] @ xy_before + matrix[:, 2]`; matrix is (2, 3) float64."""

@@ -40,8 +40,7 @@ def decode_peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
         xy_heatmap (..., 2) float32 in cells and score (...) float32, the peak's probability, 0 to 1.
     """
     height, width = logits.shape[-2:]
-    log_p = F.logsigmoid(logits.float()).flatten(0, -3) if logits.dim() > 2 else F.logsigmoid(logits.float())[None]
-    flat = log_p.flatten(1)
+    flat = F.logsigmoid(logits.float()).reshape(-1, height * width)
     best, position = flat.max(dim=1)
     row, column = position // width, position % width
 

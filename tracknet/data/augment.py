@@ -128,8 +128,3 @@ def apply_gain(picture: NDArray[np.uint8], gain: NDArray[np.float64]) -> NDArray
         return picture
     table = np.clip(np.rint(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)
     return np.stack([table[picture[..., channel], channel] for channel in range(3)], axis=-1)
-
-
-def inside(xy: NDArray[np.floating], size_wh: tuple[int, int]) -> NDArray[np.bool_]:
-    """Whether (..., 2) points lie on a picture of this size: from the outer edge of its first pixel to that of its last."""
-    return np.asarray(np.all((xy >= -0.5) & (xy < np.array(size_wh) - 0.5), axis=-1))

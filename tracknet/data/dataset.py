@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tracknet.data.augment import TrainingTransform, apply_gain, draw_augmentation, inside, warp
+from tracknet.data.augment import TrainingTransform, apply_gain, draw_augmentation, warp
 from tracknet.data.batch import Batch
 from tracknet.data.frames import FrameStore
 from tracknet.data.index import NO_LABEL, ClipIndex
-from tracknet.geometry import resize_points
+from tracknet.geometry import inside, resize_points
 from tracknet.schema.data import SequenceConfig
 
 
@@ -60,12 +60,12 @@ class WindowDataset(Dataset[Sample]):
     ) -> None:
         self.index = index
         self.store = store
-        self.length = sequence.length if sequence.enabled else 1
+        self.window_frames = sequence.window_frames
         self.background = background
         self.seed = seed
         self.training = training
         stride = sequence.stride if sequence.enabled else 1
-        self._clip_of_window, self._start, self._counted_from = _windows(index, self.length, None if training is None else stride)
+        self._clip_of_window, self._start, self._counted_from = _windows(index, self.window_frames, None if training is None else stride)
         input_points = [resize_points(index.xy_px[index.rows(clip)], clip.size_wh, store.size_wh(clip)) for clip in index.clips]
         self._xy_input = np.concatenate([np.zeros((0, 2)), *input_points]).astype(np.float32)
 
@@ -83,14 +83,16 @@ class WindowDataset(Dataset[Sample]):
         """The window `key[1]` as it is in epoch `key[0]`. Raises DataError where the cache has lost the clip."""
         epoch, window = key
         clip = self.index.clips[self._clip_of_window[window]]
-        positions = self._start[window] + np.arange(self.length)
+        positions = self._start[window] + np.arange(self.window_frames)
         real = positions < clip.length
         positions = np.minimum(positions, clip.length - 1)
         rows = clip.first_row + positions
         visible = (self.index.visibility[rows] >= 1) & inside(self._xy_input[rows], self.store.size_wh(clip))
         stored = self.store.frames(clip)
         sample = Sample(
-            frames=stored[positions[0] : positions[0] + self.length] if real.all() else stored[positions],  # the first copies nothing
+            frames=stored[positions[0] : positions[0] + self.window_frames]
+            if real.all()
+            else stored[positions],  # the first copies nothing
             background=self.store.background(clip) if self.background else None,
             xy_input=self._xy_input[rows] * visible[:, None],
             visible=visible,
@@ -106,12 +108,12 @@ class WindowDataset(Dataset[Sample]):
     def describe(self, window: int) -> str:
         """Names a window for a message: `game1/Clip2 frames 10-12`."""
         clip, first = self.index.clips[self._clip_of_window[window]], int(self._start[window])
-        return f"{clip.id} frames {first}-{first + self.length - 1}"
+        return f"{clip.id} frames {first}-{first + self.window_frames - 1}"
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Joins windows; of none it makes a batch of no windows whose shapes are otherwise right."""
         (width, height), count = self.size_wh, len(samples)
-        frames = torch.empty((count, self.length, 3, height, width), dtype=torch.uint8)
+        frames = torch.empty((count, self.window_frames, 3, height, width), dtype=torch.uint8)
         background = torch.empty((count, 3, height, width), dtype=torch.uint8) if self.background else None
         for number, sample in enumerate(samples):
             np.copyto(frames[number].numpy(), sample.frames.transpose(0, 3, 1, 2))
@@ -124,12 +126,12 @@ class WindowDataset(Dataset[Sample]):
         return Batch(
             frames=frames,
             background=background,
-            xy_input=joined([sample.xy_input for sample in samples], torch.float32, self.length, 2),
-            visible=joined([sample.visible for sample in samples], torch.bool, self.length),
-            labeled=joined([sample.labeled for sample in samples], torch.bool, self.length),
+            xy_input=joined([sample.xy_input for sample in samples], torch.float32, self.window_frames, 2),
+            visible=joined([sample.visible for sample in samples], torch.bool, self.window_frames),
+            labeled=joined([sample.labeled for sample in samples], torch.bool, self.window_frames),
             sample_index=torch.tensor([sample.sample_index for sample in samples], dtype=torch.int64),
-            frame_row=joined([sample.frame_row for sample in samples], torch.int64, self.length),
-            counted=joined([sample.counted for sample in samples], torch.bool, self.length),
+            frame_row=joined([sample.frame_row for sample in samples], torch.int64, self.window_frames),
+            counted=joined([sample.counted for sample in samples], torch.bool, self.window_frames),
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ class ClipIndex:
         """Where the labels of `clip` stand."""
         return slice(clip.first_row, clip.first_row + clip.length)
 
+    @cached_property
     def clip_of_row(self) -> NDArray[np.int32]:
         """(N,) number of the clip that each row belongs to."""
         return np.repeat(np.arange(len(self.clips), dtype=np.int32), [clip.length for clip in self.clips])

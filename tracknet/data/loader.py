@@ -1,33 +1,21 @@
-"""Batches of one process, and the two data sets of a run."""
+"""Batches of one process."""
 
-import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tracknet.data.augment import training_transform
 from tracknet.data.batch import Batch
 from tracknet.data.dataset import WindowDataset
-from tracknet.data.formats import check_game_names, check_sides, read_clips
-from tracknet.data.frames import FrameStore, cache_root
-from tracknet.data.index import Clip, ClipIndex
-from tracknet.data.prepare import Gather, on_all_ranks, prepare_clips
 from tracknet.data.sampler import EpochBatchSampler
-from tracknet.data.synthetic import make_rallies
-from tracknet.errors import ConfigError, DataError, UserError
-from tracknet.schema.data import DataConfig
+from tracknet.errors import UserError
 from tracknet.schema.training import DataLoaderConfig
-
-logger = logging.getLogger("tracknet")
 
 
 class _WholeBatches(Dataset[Batch | UserError]):
@@ -87,9 +75,9 @@ class EpochLoader:
         """Batches per epoch, the same on all ranks."""
         return len(self.sampler)
 
-    def windows_of_this_rank(self, epoch: int = 0) -> list[int]:
-        """Numbers of the windows that this process gets in an epoch, in order."""
-        self.sampler.set_position(epoch)
+    def windows_of_this_rank(self) -> list[int]:
+        """Numbers of the windows that this process gets in the first epoch, in order."""
+        self.sampler.set_position(0)
         return [window for batch in self.sampler for _, window in batch]
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
@@ -118,94 +106,3 @@ def _leave_when_told(main_pid: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_pid:
         pass
     os._exit(0)
-
-
-@dataclass(frozen=True)
-class Datasets:
-    """Both sides of the split."""
-
-    train: WindowDataset
-    val: WindowDataset
-    input_wh: tuple[int, int]  # size of a whole picture for the network
-    dropped: list[str]  # errors of the clips that `data.on_error=skip` left out
-
-
-def _same_list(items: list[Any]) -> list[Any]:
-    return items
-
-
-def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0, 1), gather: Gather = _same_list) -> Datasets:
-    """Finds, checks and decodes the clips of both sides. All ranks: holds collectives; all end with the same clips or the same error.
-
-    Args:
-        config: the section `data`, which `check_config` has passed.
-        seed: of the augmentation.
-        share: this process's number on its machine, and how many there are: the clips are decoded by turns.
-        gather: joins the lists of all ranks, in the order of the ranks; it is a barrier too.
-
-    Raises:
-        ConfigError: a key of `data` cannot be honoured with these clips.
-        DataError: footage or labels are broken, or one side of the split is empty.
-        UserError: the cache cannot be written.
-    """
-    check_game_names([*config.split.train_games, *config.split.val_games])
-    cache_dir = cache_root(config.cache_dir)
-    root = _root(config, cache_dir, share, gather)
-    train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error), gather)
-    val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error), gather)
-    on_all_ranks(lambda: check_sides(train, val), gather)
-    store = FrameStore(cache_dir, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1]))
-    broken = prepare_clips([*train.clips, *val.clips], store, config.on_error, share, gather)
-    train, val = train.without(broken), val.without(broken)
-    dropped = [str(error) for error in [*train_errors, *val_errors]] + list(broken.values())
-    _warn_of(dropped, len(train.clips) + len(val.clips))
-    input_wh = on_all_ranks(lambda: _input_size(config, train, val), gather)
-    background = config.background == "median"
-    transform = training_transform(config)
-    datasets = Datasets(
-        WindowDataset(train, store, config.sequence, background=background, seed=seed, training=transform),
-        WindowDataset(val, store, config.sequence, background=background, seed=seed, training=None),
-        input_wh,
-        dropped,
-    )
-    _tell_of_short_clips([*train.clips, *val.clips], datasets.train.length)
-    return datasets
-
-
-def _root(config: DataConfig, cache_dir: Path, share: tuple[int, int], gather: Gather) -> Path:
-    """The folder with the games; the demo's are made by the first process of each machine while the others wait."""
-    synthetic, games = config.synthetic, [*config.split.train_games, *config.split.val_games]
-    if synthetic is None:
-        assert config.root is not None
-        return Path(config.root).expanduser()
-    make: Callable[[], Path] = lambda: make_rallies(synthetic, games, cache_dir)  # noqa: E731
-    on_all_ranks(make if share[0] == 0 else lambda: cache_dir, gather)
-    return on_all_ranks(make, gather)
-
-
-def _warn_of(dropped: list[str], kept: int) -> None:
-    for message in dropped:
-        logger.warning("clip skipped (data.on_error=skip): %s", message)
-    if dropped:
-        logger.warning("%d of %d clips skipped (data.on_error=skip)", len(dropped), len(dropped) + kept)
-
-
-def _tell_of_short_clips(clips: list[Clip], length: int) -> None:
-    short = sum(clip.length < length for clip in clips)
-    if short:
-        logger.info("%d of %d clips have fewer than data.sequence.length=%d frames; their last is repeated", short, len(clips), length)
-
-
-def _input_size(config: DataConfig, train: ClipIndex, val: ClipIndex) -> tuple[int, int]:
-    """Width and height of a whole picture for the network, once both sides have clips and fit it."""
-    for key, index, games in (("train_games", train, config.split.train_games), ("val_games", val, config.split.val_games)):
-        if not index.clips:
-            raise DataError(f"data.split.{key}: no usable clip is left in {', '.join(games)}; all were skipped (data.on_error=skip)")
-    clips = [*train.clips, *val.clips]
-    if config.preprocess.resize is None:
-        other = next((clip for clip in clips if clip.size_wh != clips[0].size_wh), None)
-        if other is not None:
-            sizes = " and ".join(f"{clip.id} {clip.size_wh[0]}x{clip.size_wh[1]}" for clip in (clips[0], other))
-            raise ConfigError(f"data.preprocess.resize: null needs clips of one size, but there are {sizes}; set it to [width, height]")
-        return clips[0].size_wh
-    return (config.preprocess.resize[0], config.preprocess.resize[1])

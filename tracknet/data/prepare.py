@@ -14,7 +14,7 @@ from tracknet.errors import DataError, UserError
 Gather = Callable[[list[Any]], list[Any]]  # joins the lists of all ranks
 Result = TypeVar("Result")
 
-logger = logging.getLogger("tracknet")
+log = logging.getLogger("tracknet")
 
 
 def on_all_ranks(work: Callable[[], Result], gather: Gather) -> Result:
@@ -88,7 +88,7 @@ def _prepare(clips: Sequence[Clip], store: FrameStore, on_error: str, show: bool
             bar.update(clip.length)
             frames_done += clip.length
             if show and not on_terminal and frames_done >= next_line * frames_all:
-                logger.info("decoded %d of %d frames into %s", frames_done, frames_all, store.cache_dir)
+                log.info("decoded %d of %d frames into %s", frames_done, frames_all, store.cache_dir)
                 next_line = frames_done / frames_all + 0.1
     return broken
 

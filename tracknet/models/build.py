@@ -39,7 +39,7 @@ def build_model(model: ModelConfig, data: DataConfig, input_wh: tuple[int, int])
 def _input_fields(model: ModelConfig, data: DataConfig, input_wh: tuple[int, int]) -> dict[str, Any]:
     return {
         "architecture": model.model_name,
-        "frames": data.sequence.length if data.sequence.enabled else 1,
+        "frames": data.sequence.window_frames,
         "background": data.background != "none",
         "normalize": data.preprocess.normalize,
         "input_size": input_wh,

@@ -30,6 +30,11 @@ class SequenceConfig:
     length: int = bounded(3, low=1)
     stride: int = bounded(1, low=1)
 
+    @property
+    def window_frames(self) -> int:
+        """T, the frames that go into the network together: `length`, or 1 where sequences are not enabled."""
+        return self.length if self.enabled else 1
+
 
 @dataclass
 class AugmentConfig:

@@ -131,7 +131,7 @@ class TrainingConfig:
     grad_clip: float = bounded(1.0, low=0.0)  # bound of the gradient's L2 norm; 0 does not clip
     grad_clip_norm: float = bounded(0.0, low=0.0)  # another name of grad_clip; see `gradient_bound`
     adaptive_micro_batch: bool = True
-    micro_batch_size: int = bounded(0, low=0)  # 0 starts from batch_size; not adaptive, it is the whole batch
+    micro_batch_size: int = bounded(0, low=0)  # 0: the whole batch; adaptive_micro_batch decides whether it may fall
     min_micro_batch_size: int = bounded(1, low=1)
     mb_backoff_factor: int = bounded(2, low=2)
     oom_retries: int = bounded(8, low=0)  # per step

@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tracknet.data.build import Datasets, build_datasets
 from tracknet.data.formats import check_root
-from tracknet.data.loader import Datasets, EpochLoader, build_datasets
+from tracknet.data.loader import EpochLoader
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import ConfigError
 from tracknet.evaluation import Preview
@@ -72,7 +73,7 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks) -> TrackNetM
         return model
 
     model = ranks.together(build)
-    model.freeze_backbone(backbone_rest_epochs(config) > 0)
+    model.freeze_backbone(backbone_frozen_epochs(config) > 0)
     module: nn.Module = model  # transformers' own `to` hides these types
     module.to(ranks.device)
     module.to(memory_format=torch.channels_last)  # on a CPU the U-Net's step takes about half the time of the other layout
@@ -82,7 +83,7 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks) -> TrackNetM
     return model
 
 
-def backbone_rest_epochs(config: Config) -> float:
+def backbone_frozen_epochs(config: Config) -> float:
     """For how many epochs the backbone is frozen."""
     return math.inf if config.model.backbone.freeze else config.training.backbone_freeze_epochs
 
@@ -139,7 +140,7 @@ def build_trainer(
         ),
         batches=batches,
         total_steps=total_steps,
-        backbone_rest_epochs=backbone_rest_epochs(config),
+        backbone_frozen_epochs=backbone_frozen_epochs(config),
         evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker),
         save=_saving(config, saved_config, ranks, tracker),
         log_metrics=tracker.log,
@@ -187,7 +188,7 @@ def _training_step(
         lambda logits, target: frame_losses(logits, target, training.loss),
         ranks=ranks,
         micro_batch=micro_batch,
-        nominal_frames=training.batch_size * datasets.train.length,
+        nominal_frames=training.batch_size * datasets.train.window_frames,
         sigma=config.model.heatmap.sigma,
         clip_norm=gradient_bound(training),
         seed=config.runtime.seed,

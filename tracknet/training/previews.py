@@ -28,12 +28,12 @@ def draw_previews(previews: Sequence[Preview], index: ClipIndex, threshold: floa
 
 
 def _name(preview: Preview, index: ClipIndex) -> str:
-    clip = index.clips[index.clip_of_row()[preview.row]]
+    clip = index.clips[index.clip_of_row[preview.row]]
     return f"{clip.game}-{clip.name}-{preview.row - clip.first_row:04}"
 
 
 def _draw(preview: Preview, index: ClipIndex, threshold: float) -> NDArray[np.uint8]:
-    clip = index.clips[index.clip_of_row()[preview.row]]
+    clip = index.clips[index.clip_of_row[preview.row]]
     input_wh = (preview.frame.shape[1], preview.frame.shape[0])
     truth_px, visibility = index.xy_px[preview.row].astype(np.float64), index.visibility[preview.row]
     detected = preview.score >= threshold

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tracknet.data.build import Datasets
 from tracknet.errors import UserError
+from tracknet.schema.root import Config
 from tracknet.training.accelerator import start_accelerator
 from tracknet.training.build import build_data, build_network, build_state, build_trainer, check_sources
 from tracknet.training.checkpoint import inspect_checkpoint, load_checkpoint
@@ -72,28 +74,13 @@ def train(cfg: DictConfig, resume: str | None) -> int:
     if continuation and continuation.is_over:
         log.info("%s is finished; nothing to do", continuation.point.run_id)
         return 0
-    config = typed(cfg)
-    ranks.together(lambda: check_sources(config))
-    datasets = build_data(config, ranks)
-    state = build_state(config, build_network(config, datasets, ranks), precision)
-    if continuation:
-        ranks.together(lambda: _restore(state, continuation))
+    datasets, state = _build_state(typed(cfg), continuation, ranks, precision)
     _name_run(cfg, continuation, ranks)
-    config = typed(cfg)
-    run = RunDirectory(Path(config.runtime.log_dir) / config.runtime.run_id)
-    ranks.on_main(lambda: _open_run(run, cfg, ranks, state))
-    tracker = Tracker(
-        run,
-        config.training.tracking,
-        _plain(cfg),
-        is_main=ranks.is_main,
-        run_id=config.runtime.run_id,
-        wandb_id=continuation.wandb_id if continuation else None,
-    )
+    run, tracker = _open_run(cfg, continuation, ranks, state)
     with StopRequest() as stop:
         with _recorded_ending(run, tracker, ranks) as outcome:
             trainer = build_trainer(
-                config,
+                typed(cfg),
                 _plain(cfg),
                 accelerator=accelerator,
                 ranks=ranks,
@@ -149,6 +136,16 @@ def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | No
     return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)))
 
 
+def _build_state(config: Config, continuation: Continuation | None, ranks: Ranks, precision: str) -> tuple[Datasets, TrainingState]:
+    """Data and model, as they are at the start or as the checkpoint has them. All ranks call this."""
+    ranks.together(lambda: check_sources(config))
+    datasets = build_data(config, ranks)
+    state = build_state(config, build_network(config, datasets, ranks), precision)
+    if continuation:
+        ranks.together(lambda: _restore(state, continuation))
+    return datasets, state
+
+
 def _restore(state: TrainingState, continuation: Continuation) -> None:
     state.restore(load_checkpoint(continuation.point.checkpoint))
     if state.position.finished:  # and yet it goes on: its length or its patience has changed
@@ -177,13 +174,28 @@ def _name_run(cfg: DictConfig, continuation: Continuation | None, ranks: Ranks) 
     with_run_identity(cfg, continuation.point.timestamp if continuation else ranks.from_main(ranks.on_main(reserve)))
 
 
-def _open_run(run: RunDirectory, cfg: DictConfig, ranks: Ranks, state: TrainingState) -> None:
-    setup_logging(True, run.log_file)
-    run.write_config(OmegaConf.to_yaml(cfg))
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device)
-    run.write_run_info(run_id=cfg.runtime.run_id, seed=cfg.runtime.seed, world_size=ranks.size, device=device)
-    run.truncate_metrics_after(state.position.step)
-    log.info("run folder %s", run.path)
+def _open_run(cfg: DictConfig, continuation: Continuation | None, ranks: Ranks, state: TrainingState) -> tuple[RunDirectory, Tracker]:
+    """The run's folder, with what is known at its start, and the tracker that writes into it. All ranks call this."""
+    run = RunDirectory(Path(cfg.runtime.log_dir) / cfg.runtime.run_id)
+
+    def write() -> None:
+        setup_logging(True, run.log_file)
+        run.write_config(OmegaConf.to_yaml(cfg))
+        device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device)
+        run.write_run_info(run_id=cfg.runtime.run_id, seed=cfg.runtime.seed, world_size=ranks.size, device=device)
+        run.truncate_metrics_after(state.position.step)
+        log.info("run folder %s", run.path)
+
+    ranks.on_main(write)
+    tracker = Tracker(
+        run,
+        typed(cfg).training.tracking,
+        _plain(cfg),
+        is_main=ranks.is_main,
+        run_id=cfg.runtime.run_id,
+        wandb_id=continuation.wandb_id if continuation else None,
+    )
+    return run, tracker
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

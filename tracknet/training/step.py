@@ -185,7 +185,9 @@ class TrainingStep:
             out_of_memory = True
         per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
         non_finite = ~torch.isfinite(per_sample)
-        loss, bad_samples = torch.stack([per_sample.sum(), non_finite.sum()]).tolist()  # the step's one wait for the device
+        loss, bad_samples = torch.stack(
+            [per_sample.sum(), non_finite.sum()]
+        ).tolist()  # one wait for the device, whatever the number of micro-batches
         sums = Sums(loss, float(batch.labeled.sum()), bad_samples, float(out_of_memory), float(stop), float(len(batch)))
         return sums, non_finite
 
@@ -208,7 +210,7 @@ class TrainingStep:
         """All ranks call this."""
         samples = self._ranks.gather([self._describe(int(index)) for index in batch.sample_index[non_finite.cpu()]])
         raise UserError(
-            f"step {step}: the loss is not finite for {', '.join(samples)}; lower training.optimizer.lr or training.grad_clip,"
+            f"step {step}: the loss is not finite for {', '.join(samples)}; lower training.optimizer.lr, set or lower training.grad_clip,"
             " or set training.precision=fp32"
         )
 
@@ -223,7 +225,7 @@ class TrainingStep:
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.linalg.vector_norm(gradient))
         if not math.isfinite(norm) and not self._scaler.is_enabled():
-            raise UserError(f"step {step}: the gradient is not finite; lower training.optimizer.lr or training.grad_clip")
+            raise UserError(f"step {step}: the gradient is not finite; lower training.optimizer.lr, or set or lower training.grad_clip")
         if self._clip_norm > 0:
             gradient.mul_(min(1.0, self._clip_norm / (norm + 1e-6)))  # 1e-6: as torch.nn.utils.clip_grad_norm_
         scale_before = self._scaler.get_scale()

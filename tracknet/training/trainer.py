@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from enum import Enum
-from typing import Protocol
 
 from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
@@ -26,13 +25,6 @@ class Ending(Enum):
     STOPPED = "stopped"  # asked to, by a signal; saved
 
 
-class MetricSink(Protocol):
-    """Where metrics go; the main rank's tracker, or a list in a test."""
-
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of the state after `step` updates."""
-
-
 class Trainer:
     """Receives its parts and builds none. All ranks run it in step with each other."""
 
@@ -45,10 +37,10 @@ class Trainer:
         learning_rate: LearningRate,
         batches: EpochLoader,
         total_steps: int,
-        backbone_rest_epochs: float,
+        backbone_frozen_epochs: float,
         evaluate: Callable[[int], Mapping[str, float]],
         save: Callable[[TrainingState, bool], None],
-        log_metrics: MetricSink,
+        log_metrics: Callable[[int, Mapping[str, float]], None],
         progress: Progress,
         stop_requested: Callable[[], bool],
     ) -> None:
@@ -61,10 +53,10 @@ class Trainer:
             learning_rate: of each update.
             batches: this rank's samples, epoch by epoch.
             total_steps: updates of the whole run.
-            backbone_rest_epochs: the backbone is frozen for so many epochs; infinite where it never trains.
+            backbone_frozen_epochs: the backbone is frozen for so many epochs; infinite where it never trains.
             evaluate: step -> metrics over all ranks, with `val/f1_tracknetv2` among them.
             save: writes a checkpoint; its second argument says whether it is the best so far.
-            log_metrics: where metrics go.
+            log_metrics: takes the updates made and the metrics of the state after them.
             progress: display of the main rank; disabled on the others.
             stop_requested: whether this rank was asked to stop.
         """
@@ -73,7 +65,7 @@ class Trainer:
         self._loader, self._total_steps = batches, total_steps
         self._evaluate, self._save = evaluate, save
         self._log_metrics, self._progress, self._stop_requested = log_metrics, progress, stop_requested
-        self._backbone_rest_epochs = backbone_rest_epochs
+        self._backbone_frozen_epochs = backbone_frozen_epochs
 
     def fit(self) -> Ending:
         """Trains from the state's position to the end of the run."""
@@ -107,12 +99,12 @@ class Trainer:
                     return
 
     def _set_backbone_phase(self, epoch: int) -> None:
-        rests = epoch < self._backbone_rest_epochs
+        frozen = epoch < self._backbone_frozen_epochs
         model = self._state.model
-        if rests != model.backbone_frozen:
-            model.freeze_backbone(rests)
+        if frozen != model.backbone_frozen:
+            model.freeze_backbone(frozen)
             self._training_step.parameters_changed()
-            log.info("epoch %d: the backbone %s", epoch, "rests" if rests else "trains from here on")
+            log.info("epoch %d: the backbone %s", epoch, "is frozen" if frozen else "trains from here on")
 
     def _report(self, result: StepResult, lr: float) -> None:
         step = self._state.position.step
