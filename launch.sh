@@ -126,10 +126,10 @@ build_command() {
 }
 
 print_command() {
-    ((${#make_environment[@]} == 0)) || printf '%s && ' "$(printf '%q ' "${make_environment[@]}")"
-    printf '%q ' env "${exports[@]}"
-    printf '%q ' "${command[@]:0:${#command[@]}-1}"
-    printf '%q\n' "${command[@]: -1}"
+    local line=""
+    ((${#make_environment[@]} == 0)) || line="$(printf '%q ' "${make_environment[@]}")&& "
+    line+="$(printf '%q ' env "${exports[@]}" "${command[@]}")"
+    printf '%s\n' "${line% }" # in one write: on several nodes the lines of all go to one output
 }
 
 workers() {

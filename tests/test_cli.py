@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,12 +167,25 @@ def test_what_training_raises_and_returns_becomes_the_exit_code_and_the_record(
         raise KeyboardInterrupt
 
     arguments = ["--output-dir", str(tmp_path / "out"), "--data", "demo"]
-    for body, code, message in ((fails, 1, "Label.csv:3: two lines"), (interrupted, 130, "interrupted"), (lambda cfg, resume: 75, 75, "")):
+
+    def terminated(cfg: DictConfig, resume: str | None) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    saved = "stopped by a signal and saved; --resume auto continues it"
+    unsaved = "stopped by a signal before the first step; start it again, with --resume auto where a run is to go on"
+    for body, code, shown, recorded in (
+        (fails, 1, "Label.csv:3: two lines", "Label.csv:3: two lines"),
+        (interrupted, 130, "interrupted", "interrupted"),
+        (lambda cfg, resume: 75, 75, "", saved),  # training itself has logged it
+        (terminated, 75, unsaved, unsaved),
+    ):
         monkeypatch.setattr("tracknet.training.run.train", body)
         assert train.main(arguments) == code
-        assert capsys.readouterr().err.strip() == message
-        assert json.loads(record.read_text()) == {"code": code, "message": message}
+        assert capsys.readouterr().err.strip() == shown
+        assert json.loads(record.read_text()) == {"code": code, "message": recorded}
         record.unlink()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr("tracknet.training.run.train", lambda cfg, resume: 0)
     assert train.main(arguments) == 0
 

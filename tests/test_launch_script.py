@@ -146,7 +146,7 @@ def test_without_an_environment_uv_makes_one_first(folder: Path) -> None:
     (copy / "launch.sh").write_text((ROOT / "launch.sh").read_text())
     code, out, _ = finish(start(["bash", str(copy / "launch.sh")], folder, PYTHON="", DRY_RUN="1"))
     assert code == 0
-    assert out.startswith(f"uv sync --project {copy}  && env ")
+    assert out.startswith(f"uv sync --project {copy} && env ")
     assert f"{copy}/.venv/bin/python -m accelerate.commands.launch" in out
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from tracknet.models import TrackNetModel
 from tracknet.scripts.train import main
+from tracknet.training import validation
 from tracknet.training.tracking import Tracker
 
 GAMES = ["data.split.train_games=[game1]", "data.split.val_games=[game2]"]
@@ -190,6 +191,38 @@ def test_resume_auto_starts_afresh_then_says_finished_then_goes_on_when_more_is_
     assert metrics_of(tmp_path)[-1]["step"] == 16
 
 
+def test_a_run_that_goes_on_in_another_folder_has_its_best_there(clips, tmp_path):
+    assert main(arguments(clips, tmp_path / "first")) == 0
+    run = only_run(tmp_path / "first" / "checkpoints")
+    assert main([*arguments(clips, tmp_path / "second", "training.epochs=4"), "--resume", str(run)]) == 0
+    assert (only_run(tmp_path / "second" / "checkpoints") / "best" / "model.safetensors").exists()
+
+
+def test_an_earlier_step_that_is_resumed_leaves_no_best_of_the_other_future(clips, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.9, 0.2, 0.05, 0.06])
+    named_scores = validation.named_scores
+    monkeypatch.setattr(validation, "named_scores", lambda *a: named_scores(*a) | {"val/f1_tracknetv2": next(scores)})
+    assert main(arguments(clips, tmp_path, "training.checkpoint.keep_last=3")) == 0
+    run = only_run(tmp_path / "checkpoints")
+    assert os.readlink(run / "best") == "step-00000008"
+    assert main([*arguments(clips, tmp_path, "training.checkpoint.keep_last=3"), "--resume", str(run / "step-00000004")]) == 0
+    best = json.loads((run / "best" / "state.json").read_text())
+    assert best["state"]["position"]["step"] == best["step"]
+    assert [line["val/f1_tracknetv2"] for line in metrics_of(tmp_path) if "val/f1_tracknetv2" in line] == [0.1, 0.05, 0.06]
+
+
+def test_an_evaluation_that_fails_costs_no_training(clips, tmp_path, monkeypatch, capfd):
+    def fails(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "detect", fails)
+        assert main(arguments(clips, tmp_path)) == 1
+    assert "training.evaluation.batch_size" in capfd.readouterr().err.splitlines()[-1]
+    assert main([*arguments(clips, tmp_path, "training.evaluation.batch_size=1"), "--resume"]) == 0
+    assert [line["step"] for line in metrics_of(tmp_path) if "val/f1_wasb" in line] == [4, 8, 12]
+
+
 def test_early_stopping_ends_a_run_that_gets_no_better(clips, tmp_path, capfd):
     stopping = ["training.epochs=50", "training.early_stopping.patience_evaluations=2", "training.early_stopping.min_delta=2.0"]
     assert main(arguments(clips, tmp_path, *stopping)) == 0
@@ -207,6 +240,10 @@ def test_fine_tuning_starts_from_the_saved_model(clips, tmp_path):
     after = load_file(only_run(tmp_path / "second" / "checkpoints") / "last" / "model.safetensors")
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9)
+
+    saved.rename(saved.with_name("elsewhere"))  # a run that goes on has its own weights
+    more = [f"training.init_from={saved}", *still[:2], "training.epochs=2", "training.ema_decay=0"]
+    assert main([*arguments(clips, tmp_path / "second", *more), "--resume"]) == 0
 
 
 def test_the_backbone_rests_for_the_epochs_asked_for(clips, tmp_path, capfd):

@@ -53,6 +53,8 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error), gather)
     val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error), gather)
     on_all_ranks(lambda: check_sides(train, val), gather)
+    if config.on_error == "stop":  # no clip will be left out, so what they cannot agree on shows before hours of decoding
+        on_all_ranks(lambda: _input_size(config, train, val), gather)
     store = FrameStore(cache_dir, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1]))
     broken = prepare_clips([*train.clips, *val.clips], store, config.on_error, share, gather)
     train, val = train.without(broken), val.without(broken)

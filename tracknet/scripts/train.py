@@ -18,9 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from tracknet.errors import ConfigError, UserError
 from tracknet.training.exit_record import clear_exit_record, write_exit_record
-from tracknet.training.signals import EXIT_INTERRUPTED
+from tracknet.training.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedBeforeTrainingError, stopping_at_once
 from tracknet.utils.config import add_config_cli_arguments, cfg_from_arguments
 
+SAVED = {  # the log has said so already; launch.sh says it again below what accelerate prints
+    EXIT_PREEMPTED: "stopped by a signal and saved; --resume auto continues it",
+    EXIT_INTERRUPTED: "interrupted and saved; --resume auto continues it",
+}
 SPEAKER_SECONDS = 5.0  # within which the launcher ends the others after the speaker has left
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -110,7 +114,7 @@ def report(code: int, message: str) -> None:
         time.sleep(SPEAKER_SECONDS)
     if message:
         sys.stderr.write(f"{message}\n")
-    write_exit_record(code, message, os.environ)
+    write_exit_record(code, message or SAVED.get(code, ""), os.environ)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,9 +140,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from tracknet.training.run import train  # here, because torch and its company take seconds that --help need not wait for
 
-        code = train(cfg, arguments.resume)
+        with stopping_at_once():
+            code = train(cfg, arguments.resume)
     except UserError as error:
         code, message = error.exit_code, " ".join(str(error).split())
+    except StoppedBeforeTrainingError:
+        code, message = (
+            EXIT_PREEMPTED,
+            "stopped by a signal before the first step; start it again, with --resume auto where a run is to go on",
+        )
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     if code:

@@ -39,8 +39,12 @@ from tracknet.training.validation import Validation
 log = logging.getLogger("tracknet")
 
 
-def check_sources(config: Config) -> None:
+def check_sources(config: Config, starts_from: Path | None) -> None:
     """Whether the data set and the weights that the run starts from are there: asked before hours of decoding, not after.
+
+    Args:
+        config: of the run.
+        starts_from: `training.init_from`; None also where a checkpoint brings the weights.
 
     Raises:
         ConfigError: `data.root`, `training.init_from` or `model.pretrained_model_name` is not there or does not fit.
@@ -48,8 +52,8 @@ def check_sources(config: Config) -> None:
     if config.data.root is not None:
         check_root(Path(config.data.root))
     check_pretrained(config.model)
-    if config.training.init_from is not None:
-        check_init_from(Path(config.training.init_from))
+    if starts_from is not None:
+        check_init_from(starts_from)
 
 
 def build_data(config: Config, ranks: Ranks) -> Datasets:
@@ -63,13 +67,13 @@ def build_data(config: Config, ranks: Ranks) -> Datasets:
     return datasets
 
 
-def build_network(config: Config, datasets: Datasets, ranks: Ranks) -> TrackNetModel:
-    """The model on this rank's device, with the main rank's weights. All ranks call this."""
+def build_network(config: Config, datasets: Datasets, ranks: Ranks, starts_from: Path | None) -> TrackNetModel:
+    """The model on this rank's device, with the main rank's weights; `starts_from` as in `check_sources`. All ranks call this."""
 
     def build() -> TrackNetModel:
         model = build_model(config.model, config.data, datasets.input_wh)
-        if config.training.init_from is not None:
-            load_weights_from(model, Path(config.training.init_from))
+        if starts_from is not None:
+            load_weights_from(model, starts_from)
         return model
 
     model = ranks.together(build)
@@ -97,6 +101,21 @@ def build_state(config: Config, model: TrackNetModel, precision: str) -> Trainin
     return TrainingState(model, optimizer, scaler, ema)
 
 
+def build_batches(config: Config, datasets: Datasets, ranks: Ranks, position: Position) -> tuple[EpochLoader, int]:
+    """This rank's training batches, and the number of updates of the whole run.
+
+    Raises:
+        ConfigError: no step is left in an epoch, or this is not the length of epoch that a resumed run was saved with.
+    """
+    training = config.training
+    count, seed = len(datasets.train), config.runtime.seed
+    drop_last = training.data_loader.drop_last
+    sampler = EpochBatchSampler(count, training.batch_size, ranks.rank, ranks.size, seed, shuffle=True, drop_last=drop_last)
+    total_steps = training.max_steps or training.epochs * len(sampler)
+    _check_length(config, position, len(sampler), total_steps)
+    return EpochLoader(datasets.train, sampler, training.data_loader), total_steps
+
+
 def build_trainer(
     config: Config,
     saved_config: dict[str, Any],
@@ -104,6 +123,8 @@ def build_trainer(
     accelerator: Accelerator,
     ranks: Ranks,
     datasets: Datasets,
+    batches: EpochLoader,
+    total_steps: int,
     state: TrainingState,
     tracker: Tracker,
     stop_requested: Callable[[], bool],
@@ -116,14 +137,13 @@ def build_trainer(
         accelerator: for the precision of the forward pass.
         ranks: the processes of the run.
         datasets: both sides of the split.
+        batches: this rank's training batches.
+        total_steps: updates of the whole run.
         state: model, optimizer and position.
         tracker: where metrics and previews go.
         stop_requested: whether this rank was asked to stop.
     """
     training = config.training
-    batches = _training_batches(config, datasets, ranks)
-    total_steps = training.max_steps or training.epochs * len(batches)
-    _check_length(config, state.position, len(batches), total_steps)
     progress = Progress(total_steps, state.position.step, ranks.is_main, training.tracking.log_every_steps)
     micro_batch = MicroBatchSize(training)
     log.info(
@@ -163,13 +183,6 @@ def _check_length(config: Config, position: Position, steps_per_epoch: int, tota
             f"training.scheduler.warmup_epochs={config.training.scheduler.warmup_epochs:g} is {warmup_steps:.0f} steps,"
             f" longer than the run's {total_steps}; lower it"
         )
-
-
-def _training_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
-    settings = config.training.data_loader
-    count, batch_size, seed = len(datasets.train), config.training.batch_size, config.runtime.seed
-    sampler = EpochBatchSampler(count, batch_size, ranks.rank, ranks.size, seed, shuffle=True, drop_last=settings.drop_last)
-    return EpochLoader(datasets.train, sampler, settings)
 
 
 def _validation_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:

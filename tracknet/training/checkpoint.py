@@ -201,7 +201,7 @@ class CheckpointStore:
             write_model: writes `config.json` and `model.safetensors` into the folder that it is given.
             tensors: groups of tensors by name; `optimizer` becomes `optimizer.safetensors`.
             state: whatever JSON holds exactly; no NaN and no infinity.
-            best: whether it is the best checkpoint so far.
+            best: whether it is the best checkpoint so far; it is in any case where the one so far is at this step or later.
 
         Returns:
             The checkpoint's folder.
@@ -213,6 +213,9 @@ class CheckpointStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             with only_writer(self._folder):
                 self._tidy()
+                linked = linked_step(self._folder, BEST)
+                if linked is not None and linked >= step:
+                    best = True  # the other one is of a future that this run, resumed at an earlier step, will not have
                 folder = self._write(step, write_model, tensors, state)
                 # best before last: a run that resumes from `last` believes that `best` is as good as its state says
                 for name in (BEST, LAST) if best else (LAST,):

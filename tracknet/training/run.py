@@ -15,7 +15,7 @@ from tracknet.data.build import Datasets
 from tracknet.errors import UserError
 from tracknet.schema.root import Config
 from tracknet.training.accelerator import start_accelerator
-from tracknet.training.build import build_data, build_network, build_state, build_trainer, check_sources
+from tracknet.training.build import build_batches, build_data, build_network, build_state, build_trainer, check_sources
 from tracknet.training.checkpoint import inspect_checkpoint, load_checkpoint
 from tracknet.training.ranks import Ranks
 from tracknet.training.resume import ResumePoint, check_same_run, find_resume
@@ -73,8 +73,10 @@ def train(cfg: DictConfig, resume: str | None) -> int:
     continuation: Continuation | None = ranks.from_main(ranks.on_main(lambda: _find_continuation(cfg, resume)))
     if continuation and continuation.is_over:
         log.info("%s is finished; nothing to do", continuation.point.run_id)
+        accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
         return 0
     datasets, state = _build_state(typed(cfg), continuation, ranks, precision)
+    batches, total_steps = build_batches(typed(cfg), datasets, ranks, state.position)
     _name_run(cfg, continuation, ranks)
     run, tracker = _open_run(cfg, continuation, ranks, state)
     with StopRequest() as stop:
@@ -85,6 +87,8 @@ def train(cfg: DictConfig, resume: str | None) -> int:
                 accelerator=accelerator,
                 ranks=ranks,
                 datasets=datasets,
+                batches=batches,
+                total_steps=total_steps,
                 state=state,
                 tracker=tracker,
                 stop_requested=lambda: stop.requested,
@@ -92,7 +96,7 @@ def train(cfg: DictConfig, resume: str | None) -> int:
             ending = trainer.fit()
             outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
         log.info("%s; %s", outcome.message, run.path)
-        accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
+        accelerator.end_training()
     return outcome.code
 
 
@@ -138,11 +142,14 @@ def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | No
 
 def _build_state(config: Config, continuation: Continuation | None, ranks: Ranks, precision: str) -> tuple[Datasets, TrainingState]:
     """Data and model, as they are at the start or as the checkpoint has them. All ranks call this."""
-    ranks.together(lambda: check_sources(config))
+    starts_from = None if continuation or config.training.init_from is None else Path(config.training.init_from)
+    ranks.together(lambda: check_sources(config, starts_from))
     datasets = build_data(config, ranks)
-    state = build_state(config, build_network(config, datasets, ranks), precision)
+    state = build_state(config, build_network(config, datasets, ranks, starts_from), precision)
     if continuation:
         ranks.together(lambda: _restore(state, continuation))
+        if continuation.point.checkpoint.parent != Path(config.runtime.ckpt_dir).resolve() / continuation.point.run_id:
+            state.position.best_f1 = -1.0  # it goes on in another folder, which has no best checkpoint yet
     return datasets, state
 
 

@@ -3,12 +3,35 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75 of sysexits.h: stopped by SIGTERM after saving; start it again and it goes on
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # 130, as a shell counts it: stopped by Ctrl-C
 _EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: EXIT_INTERRUPTED}
+
+
+class StoppedBeforeTrainingError(BaseException):
+    """SIGTERM came while there was nothing to save yet. Not an `Exception`: no handler of errors may take it for one."""
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """SIGTERM raises `StoppedBeforeTrainingError` inside, except where a `StopRequest` is entered."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedBeforeTrainingError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 class StopRequest:

@@ -7,6 +7,7 @@ from enum import Enum
 
 from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
+from tracknet.errors import UserError
 from tracknet.schema.training import TrainingConfig
 from tracknet.training.optimization import LearningRate
 from tracknet.training.progress import Progress
@@ -129,8 +130,12 @@ class Trainer:
 
     def _evaluate_and_save(self) -> None:
         position, stopping = self._state.position, self._config.early_stopping
-        with self._progress.paused():
-            metrics = self._evaluate(position.step)
+        try:
+            with self._progress.paused():
+                metrics = self._evaluate(position.step)
+        except UserError:
+            self._save(self._state, False)  # the training so far is sound; a resumed run evaluates first
+            raise
         self._log_metrics(position.step, metrics)
         f1 = metrics[SELECTION_METRIC]
         self._progress.show(F1=f1)
