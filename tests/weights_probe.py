@@ -1,4 +1,7 @@
-"""Trains like the command line does, then writes each rank's SHA-256 of its weights into the folder of the first argument."""
+"""Trains like the command line does, then writes each rank's SHA-256 of its weights into the folder of the first argument.
+
+With PROBE_IN_DOUBLE the network computes in float64.
+"""
 
 import hashlib
 import os
@@ -14,6 +17,8 @@ build_trainer = run_module.build_trainer
 
 def build_and_keep(*arguments, state, **parts):
     kept["model"] = state.model
+    if os.environ.get("PROBE_IN_DOUBLE"):
+        state.model.double()
     return build_trainer(*arguments, state=state, **parts)
 
 
