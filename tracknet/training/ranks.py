@@ -21,7 +21,6 @@ class Ranks:
     def __init__(self, accelerator: Accelerator) -> None:
         self.rank: int = accelerator.process_index
         self.size: int = accelerator.num_processes
-        self.local_rank: int = accelerator.local_process_index
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
 
