@@ -45,7 +45,7 @@ ranks = accelerator.gather(torch.tensor([accelerator.process_index])).tolist()
 told = {"ranks": ranks, "device": accelerator.device.type, "arguments": sys.argv[1:], "timestamp": os.environ.get("TRACKNET_TIMESTAMP")}
 Path(os.environ["PROBE_OUT"], f"rank-{rank}.json").write_text(json.dumps(told))
 import atexit
-atexit.register(accelerator.end_training)  # gloo aborts a process whose peer leaves first
+atexit.register(accelerator.end_training)  # gloo's threads must not outlive the interpreter
 """
 
 

@@ -36,3 +36,5 @@ def test_the_step_is_retried_at_a_size_that_fits_on_all_ranks_alike(processes, p
     assert all(told["weights"] == disturbed[0]["weights"] for told in disturbed)
     assert all(told["world_size"] == processes for told in disturbed)
     np.testing.assert_allclose(disturbed[0]["weights"], undisturbed[0]["weights"], rtol=1e-12, atol=1e-14)
+    # a thread of gloo that is left when the interpreter ends aborts the process, now and then
+    assert not [name for told in disturbed for name in told["threads"] if "gloo" in name]

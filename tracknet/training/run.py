@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from tracknet.data.build import Datasets
@@ -68,12 +69,21 @@ def train(cfg: DictConfig, resume: str | None) -> int:
         UserError: a mistake outside the program.
     """
     accelerator, precision = start_accelerator(typed(cfg).training)
+    try:
+        code = _train(cfg, resume, accelerator, precision)
+    except UserError:
+        accelerator.end_training()  # gloo's threads must not outlive the interpreter: they would abort, and the exit code be lost
+        raise
+    accelerator.end_training()
+    return code
+
+
+def _train(cfg: DictConfig, resume: str | None, accelerator: Accelerator, precision: str) -> int:
     ranks = Ranks(accelerator)
     setup_logging(ranks.is_main, None)
     continuation: Continuation | None = ranks.from_main(ranks.on_main(lambda: _find_continuation(cfg, resume)))
     if continuation and continuation.is_over:
         log.info("%s is finished; nothing to do", continuation.point.run_id)
-        accelerator.end_training()  # together: gloo aborts a process whose peer leaves first
         return 0
     datasets, state = _build_state(typed(cfg), continuation, ranks, precision)
     batches, total_steps = build_batches(typed(cfg), datasets, ranks, state.position)
@@ -96,7 +106,6 @@ def train(cfg: DictConfig, resume: str | None) -> int:
             ending = trainer.fit()
             outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
         log.info("%s; %s", outcome.message, run.path)
-        accelerator.end_training()
     return outcome.code
 
 
