@@ -16,6 +16,7 @@ from test_step import TinyNetwork, make_batch
 
 from tracknet.losses import frame_losses
 from tracknet.schema.training import LossConfig, TrainingConfig
+from tracknet.training.gradient import SummedLoss
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.ranks import Ranks
 from tracknet.training.step import TrainingStep
@@ -52,19 +53,24 @@ def main(out: Path, place: str, limited_rank: int) -> None:
     ranks = Ranks(accelerator)
     torch.manual_seed(0)
     network = HungryNetwork().double()
-    step = TrainingStep(
+    config = TrainingConfig(batch_size=32)
+    summed_loss = SummedLoss(
         network,
-        torch.optim.SGD(network.parameters(), lr=1.0),
         lambda logits, target: frame_losses(logits, target, LossConfig("focal")),
-        ranks=ranks,
-        micro_batch=MicroBatchSize(TrainingConfig(batch_size=32)),
         nominal_frames=64,
         sigma=1.5,
-        clip_norm=0.0,
         seed=0,
-        describe=str,
         autocast=nullcontext,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
+        device=ranks.device,
+    )
+    step = TrainingStep(
+        summed_loss,
+        torch.optim.SGD(network.parameters(), lr=1.0),
+        ranks=ranks,
+        micro_batch=MicroBatchSize(32, config),
+        clip_norm=0.0,
+        describe=str,
     )
     step(make_batch(32, seed=100), step=0, stop=False)  # warms the shapes
     network.place = place

@@ -16,6 +16,7 @@ from tracknet.geometry import resize_points
 from tracknet.losses import frame_losses
 from tracknet.models import build_model
 from tracknet.schema.training import OPTIMIZERS
+from tracknet.training.gradient import SummedLoss
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.optimization import LearningRate, build_optimizer
 from tracknet.training.ranks import Ranks
@@ -39,26 +40,31 @@ def test_200_steps_on_one_real_window_put_every_peak_within_one_pixel_of_its_lab
     torch.manual_seed(0)
     model = build_model(config.model, config.data, (512, 288))
     optimizer = build_optimizer(OPTIMIZERS["adamw"](lr=LR), model.parameters())
-    training_step = TrainingStep(
+    summed_loss = SummedLoss(
         model,
-        optimizer,
         lambda logits, target: frame_losses(logits, target, config.training.loss),
-        ranks=Ranks(Accelerator(cpu=True)),
-        micro_batch=MicroBatchSize(config.training),
         nominal_frames=3,
         sigma=config.model.heatmap.sigma,
-        clip_norm=5.0,
         seed=0,
-        describe=dataset.describe,
         autocast=nullcontext,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
+        device=torch.device("cpu"),
+    )
+    training_step = TrainingStep(
+        summed_loss,
+        optimizer,
+        ranks=Ranks(Accelerator(cpu=True)),
+        micro_batch=MicroBatchSize(1, config.training),
+        clip_norm=5.0,
+        describe=dataset.describe,
     )
     learning_rate = LearningRate(config.training.scheduler, optimizer, base=LR, total_steps=STEPS, steps_per_epoch=100)
     for step in range(STEPS):
         learning_rate.apply(step)
         training_step(batch, step, stop=False)
 
-    detections, _ = detect(model, [batch], index, torch.device("cpu"), nullcontext)
+    model.eval()
+    detections, _ = detect(model, batch, index, torch.device("cpu"), nullcontext)
     row = detections.row
     assert len(row) == 3
     found, truth = (resize_points(xy.astype(float), (1280, 720), (512, 288)) for xy in (detections.xy_px, index.xy_px[row]))

@@ -1,6 +1,6 @@
 """How well a network finds the ball: whole pictures in, integer counts per game and protocol out."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 
@@ -54,7 +54,7 @@ class Preview:
 @torch.no_grad()
 def detect(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batch: Batch,
     index: ClipIndex,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]],
@@ -63,8 +63,8 @@ def detect(
     """Runs the network over windows and keeps the peak of each frame that a window answers for.
 
     Args:
-        model: `(frames, background, dropout_keys) -> logits`; put into evaluation mode and back.
-        batches: this rank's windows.
+        model: `(frames, background, dropout_keys) -> logits`, in evaluation mode.
+        batch: at least one window.
         index: of the data set that the windows come from.
         device: to compute on.
         autocast: the precision of the forward pass.
@@ -73,22 +73,18 @@ def detect(
     Raises:
         UserError: the network's output is not finite.
     """
-    found = [Detections(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0, np.float32))]
-    previews = []
-    training = model.training
-    model.eval()
-    for batch in batches:
-        if len(batch) == 0:
-            continue
-        with autocast():
-            logits = model(batch.frames.to(device), None if batch.background is None else batch.background.to(device), None)
-        xy_input, score = _peaks(logits, input_wh=(batch.frames.shape[-1], batch.frames.shape[-2]))
-        found.append(_counted(batch, xy_input, score, index))
-        for position, window in enumerate(batch.sample_index.tolist()):
-            if window in preview_windows:
-                previews.append(_preview(batch, position, logits, xy_input, score))
-    model.train(training)
-    return Detections(*(np.concatenate(columns) for columns in zip(*(astuple(part) for part in found), strict=True))), previews
+    with autocast():
+        logits = model(batch.frames.to(device), None if batch.background is None else batch.background.to(device), None)
+    xy_input, score = _peaks(logits, input_wh=(batch.frames.shape[-1], batch.frames.shape[-2]))
+    windows = enumerate(batch.sample_index.tolist())
+    previews = [_preview(batch, position, logits, xy_input, score) for position, window in windows if window in preview_windows]
+    return _counted(batch, xy_input, score, index), previews
+
+
+def join_detections(parts: Sequence[Detections]) -> Detections:
+    """All frames of the parts, in their order."""
+    none = Detections(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0, np.float32))
+    return Detections(*(np.concatenate(columns) for columns in zip(*(astuple(part) for part in [none, *parts]), strict=True)))
 
 
 def _peaks(logits: Tensor, input_wh: tuple[int, int]) -> tuple[Tensor, Tensor]:

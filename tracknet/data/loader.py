@@ -32,17 +32,14 @@ class _WholeBatches(Dataset[Batch | UserError]):
             return self.dataset.collate([self.dataset[key] for key in keys])
         except UserError as error:
             return error
+        except MemoryError:
+            return UserError(
+                "out of memory while loading a batch; lower training.data_loader.num_workers or training.data_loader.prefetch_factor"
+            )
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _raise_errors(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
 
 
 class EpochLoader:
@@ -80,10 +77,13 @@ class EpochLoader:
         self.sampler.set_position(0)
         return [window for batch in self.sampler for _, window in batch]
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_batch` on; workers start at once."""
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch | UserError]:
+        """The batches of an epoch from `first_batch` on; workers start at once.
+
+        What cannot be loaded comes as an error in the batch's place, and whoever takes it ends all ranks with it.
+        """
         self.sampler.set_position(epoch, first_batch)
-        return _raise_errors(iter(self._loader))
+        return iter(self._loader)
 
 
 def _start_worker(worker: int) -> None:

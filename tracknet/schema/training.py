@@ -134,6 +134,7 @@ class TrainingConfig:
     micro_batch_size: int = bounded(0, low=0)  # 0: the whole batch; adaptive_micro_batch decides whether it may fall
     min_micro_batch_size: int = bounded(1, low=1)
     mb_backoff_factor: int = bounded(2, low=2)
+    mb_growth_steps: int = bounded(500, low=0)  # after so many steps without a retry a larger size is tried again; 0 never grows
     oom_retries: int = bounded(8, low=0)  # per step
     optimizer: Any = field(default_factory=AdamWConfig)  # one of OPTIMIZERS
     scheduler: Any = field(default_factory=CosineConfig)  # one of SCHEDULERS

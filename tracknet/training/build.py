@@ -20,17 +20,18 @@ from tracknet.evaluation import Preview
 from tracknet.losses import frame_losses
 from tracknet.models import TrackNetModel, build_model, check_init_from, check_pretrained, load_weights_from
 from tracknet.schema.root import Config
-from tracknet.schema.training import gradient_bound
+from tracknet.schema.training import TrainingConfig, gradient_bound
 from tracknet.schema.validation import check_sizes
 from tracknet.training.checkpoint import CheckpointStore
 from tracknet.training.ema import Ema
+from tracknet.training.gradient import SummedLoss
 from tracknet.training.launch import world_from_environment
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.optimization import LearningRate, build_optimizer
 from tracknet.training.previews import draw_previews
 from tracknet.training.progress import Progress
 from tracknet.training.ranks import Ranks
-from tracknet.training.state import Position, TrainingState
+from tracknet.training.state import EVALUATION, FROZEN_BACKBONE, WHOLE_MODEL, Position, TrainingState
 from tracknet.training.step import TrainingStep
 from tracknet.training.tracking import Tracker
 from tracknet.training.trainer import SELECTION_METRIC, Trainer
@@ -98,7 +99,19 @@ def build_state(config: Config, model: TrackNetModel, precision: str) -> Trainin
     optimizer = build_optimizer(config.training.optimizer, [p for p in model.parameters() if p not in never_trained])
     scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
     ema = Ema(model, config.training.ema_decay) if config.training.ema_decay > 0 else None
-    return TrainingState(model, optimizer, scaler, ema)
+    training = config.training
+    start = training.micro_batch_size or training.batch_size
+    sizes = {
+        FROZEN_BACKBONE: MicroBatchSize(start, training),
+        WHOLE_MODEL: MicroBatchSize(start, training),
+        EVALUATION: MicroBatchSize(evaluation_batch_size(training), training, evaluation=True),
+    }
+    return TrainingState(model, optimizer, scaler, ema, sizes)
+
+
+def evaluation_batch_size(training: TrainingConfig) -> int:
+    """Windows per process."""
+    return training.evaluation.batch_size or training.batch_size
 
 
 def build_batches(config: Config, datasets: Datasets, ranks: Ranks, position: Position) -> tuple[EpochLoader, int]:
@@ -145,16 +158,15 @@ def build_trainer(
     """
     training = config.training
     progress = Progress(total_steps, state.position.step, ranks.is_main, training.tracking.log_every_steps)
-    micro_batch = MicroBatchSize(training)
     log.info(
         "%d steps, %d per epoch; %d samples a step: %d x %d processes, in micro-batches of %d",
-        *(total_steps, len(batches), training.batch_size * ranks.size, training.batch_size, ranks.size, micro_batch.value),
+        *(total_steps, len(batches), training.batch_size * ranks.size, training.batch_size, ranks.size, state.micro_batch_size.value),
     )
 
     return Trainer(
         training,
         state=state,
-        training_step=_training_step(config, accelerator, ranks, datasets, state, micro_batch),
+        training_step=_training_step(config, accelerator, ranks, datasets, state),
         learning_rate=LearningRate(
             training.scheduler, state.optimizer, base=training.optimizer.lr, total_steps=total_steps, steps_per_epoch=len(batches)
         ),
@@ -186,28 +198,30 @@ def _check_length(config: Config, position: Position, steps_per_epoch: int, tota
 
 
 def _validation_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
-    count, batch_size = len(datasets.val), config.training.evaluation.batch_size or config.training.batch_size
+    count, batch_size = len(datasets.val), evaluation_batch_size(config.training)
     sampler = EpochBatchSampler(count, batch_size, ranks.rank, ranks.size, config.runtime.seed, shuffle=False, drop_last=False)
     return EpochLoader(datasets.val, sampler, config.training.data_loader)
 
 
-def _training_step(
-    config: Config, accelerator: Accelerator, ranks: Ranks, datasets: Datasets, state: TrainingState, micro_batch: MicroBatchSize
-) -> TrainingStep:
+def _training_step(config: Config, accelerator: Accelerator, ranks: Ranks, datasets: Datasets, state: TrainingState) -> TrainingStep:
     training = config.training
-    return TrainingStep(
+    summed_loss = SummedLoss(
         state.model,
-        state.optimizer,
         lambda logits, target: frame_losses(logits, target, training.loss),
-        ranks=ranks,
-        micro_batch=micro_batch,
         nominal_frames=training.batch_size * datasets.train.window_frames,
         sigma=config.model.heatmap.sigma,
-        clip_norm=gradient_bound(training),
         seed=config.runtime.seed,
-        describe=datasets.train.describe,
         autocast=accelerator.autocast,
         scaler=state.scaler,
+        device=ranks.device,
+    )
+    return TrainingStep(
+        summed_loss,
+        state.optimizer,
+        ranks=ranks,
+        micro_batch=state.micro_batch_size,
+        clip_norm=gradient_bound(training),
+        describe=datasets.train.describe,
     )
 
 

@@ -1,48 +1,44 @@
-"""How a step's samples are cut into micro-batches, and what counts as running out of memory."""
+"""How many samples of a step go through the network at once: less when memory runs out, more when it has long been enough."""
 
-import gc
-
-import torch
+from collections.abc import Mapping
+from typing import Any
 
 from tracknet.errors import UserError
 from tracknet.schema.training import TrainingConfig
 
-OUT_OF_MEMORY_TEXTS = (
-    "out of memory",  # CUDA and MPS allocators, "CUDA error: out of memory", hipErrorOutOfMemory
-    "can't allocate memory",  # the CPU allocator of torch, "DefaultCPUAllocator: can't allocate memory"
-    "could not create a primitive",  # oneDNN
-    "could not create a memory object",  # oneDNN
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR",  # what cuDNN says when its workspace cannot be had
-    "Failed to CUDA calloc",  # NCCL
-    "Cannot allocate memory",  # the operating system's ENOMEM, as gloo passes it on
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device; a shape error, say, does not."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text.lower() in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
-
-
-def release_memory(device: torch.device) -> None:
-    """Gives back what the failed attempt left behind; to be called outside the `except` block, whose traceback keeps the tensors alive."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
 
 class MicroBatchSize:
-    """Samples per micro-batch: starts at `micro_batch_size` (0: the whole batch) and only falls, the same on all ranks."""
+    """Samples per micro-batch, the same on all ranks because all ranks tell it the same.
 
-    def __init__(self, config: TrainingConfig) -> None:
+    The sizes are a ladder: the start, then each divided by `mb_backoff_factor`, down to `min_micro_batch_size`. With K =
+    `mb_growth_steps`, the next larger size is tried after K steps without a retry; one that failed n times in a row waits
+    K * 2^(n-1) steps instead. A size that lasted for K steps is proven: memory has grown, so its failures are forgotten and the sizes
+    above it wait for K steps again. Hence no size fails more than once in K steps, and where the limit of memory stays, ever more rarely.
+    """
+
+    def __init__(self, start: int, config: TrainingConfig, *, evaluation: bool = False) -> None:
+        """Begins at the largest size.
+
+        Args:
+            start: the size to begin with and never to exceed.
+            config: the section `training`.
+            evaluation: whether it is for the evaluation, whose start another setting lowers.
+        """
         self._config = config
-        self.value = config.micro_batch_size or config.batch_size
+        self._start_key = "training.evaluation.batch_size" if evaluation else "training.micro_batch_size"
+        self._where = "in the evaluation, " if evaluation else ""
+        self._sizes = _ladder(start, config)
+        self._rung = 0
+        self._failures = [0] * len(self._sizes)
+        self._clean_steps = 0
+
+    @property
+    def value(self) -> int:
+        """The size to use now."""
+        return self._sizes[self._rung]
 
     def back_off(self, retries: int) -> None:
-        """A smaller size after memory ran out at the present one.
+        """Takes the next smaller size after memory ran out at the present one.
 
         Args:
             retries: how often this step was tried again already.
@@ -50,18 +46,56 @@ class MicroBatchSize:
         Raises:
             UserError: the settings allow no further attempt; the message says what to lower.
         """
-        config, failed = self._config, self.value
-        at_failure = f"out of memory at micro-batches of {failed}"
+        config = self._config
+        at_failure = f"out of memory {self._where}at micro-batches of {self.value}"
         if not config.adaptive_micro_batch:
-            raise UserError(f"{at_failure}; lower training.micro_batch_size, or set training.adaptive_micro_batch=true")
+            raise UserError(f"{at_failure}; lower {self._start_key}, or set training.adaptive_micro_batch=true")
         if retries >= config.oom_retries:
             raise UserError(
                 f"{at_failure} after {retries} retries (training.oom_retries={config.oom_retries});"
-                f" start lower with training.micro_batch_size, or allow more retries"
+                f" start lower with {self._start_key}, or allow more retries"
             )
-        if failed <= config.min_micro_batch_size:
+        if self._rung == len(self._sizes) - 1:
             raise UserError(
                 f"{at_failure}, the smallest that training.min_micro_batch_size={config.min_micro_batch_size} allows;"
                 " lower it if it is above 1, else data.sequence.length, data.preprocess.resize, data.augment.crop or the model"
             )
-        self.value = max(config.min_micro_batch_size, failed // config.mb_backoff_factor)
+        self._failures[self._rung] += 1
+        self._rung += 1
+        self._clean_steps = 0
+
+    def passed(self, steps: int = 1) -> bool:
+        """Counts steps that needed no retry.
+
+        Returns:
+            whether the next step tries a larger size.
+        """
+        every_steps = self._config.mb_growth_steps
+        if every_steps == 0 or not self._config.adaptive_micro_batch:
+            return False
+        self._clean_steps += steps
+        if self._failures[self._rung] and self._clean_steps >= every_steps:
+            self._failures[: self._rung] = [min(count, 1) for count in self._failures[: self._rung]]
+            self._failures[self._rung] = 0
+        if self._rung == 0 or self._clean_steps < every_steps * 2 ** max(0, self._failures[self._rung - 1] - 1):
+            return False
+        self._rung -= 1
+        self._clean_steps = 0
+        return True
+
+    def as_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"sizes": self._sizes, "value": self.value, "failures": self._failures, "clean_steps": self._clean_steps}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Takes everything back; under settings that make other sizes, it stays at the start, as the settings say."""
+        if saved["sizes"] == self._sizes:
+            self._rung = self._sizes.index(saved["value"])
+            self._failures, self._clean_steps = list(saved["failures"]), saved["clean_steps"]
+
+
+def _ladder(start: int, config: TrainingConfig) -> list[int]:
+    sizes = [start]
+    while sizes[-1] > config.min_micro_batch_size:
+        sizes.append(max(config.min_micro_batch_size, sizes[-1] // config.mb_backoff_factor))
+    return sizes

@@ -14,7 +14,11 @@ from torch.optim import Optimizer
 from tracknet.models import TrackNetModel
 from tracknet.training.checkpoint import Checkpoint
 from tracknet.training.ema import Ema
+from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.optimizer_state import pack_optimizer, unpack_optimizer
+
+# What memory is needed for, each with a micro-batch size of its own.
+FROZEN_BACKBONE, WHOLE_MODEL, EVALUATION = "frozen_backbone", "whole_model", "evaluation"
 
 
 @dataclass
@@ -43,9 +47,23 @@ class Position:
 class TrainingState:
     """The parts of a run that change, and their way into a checkpoint and back."""
 
-    def __init__(self, model: TrackNetModel, optimizer: Optimizer, scaler: torch.amp.GradScaler, ema: Ema | None) -> None:
+    def __init__(
+        self,
+        model: TrackNetModel,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        ema: Ema | None,
+        micro_batch_sizes: Mapping[str, MicroBatchSize],
+    ) -> None:
+        """Takes its parts; `micro_batch_sizes` by phase: FROZEN_BACKBONE, WHOLE_MODEL and EVALUATION."""
         self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
+        self.micro_batch_sizes = micro_batch_sizes
         self.position = Position()
+
+    @property
+    def micro_batch_size(self) -> MicroBatchSize:
+        """That of the present phase of training."""
+        return self.micro_batch_sizes[FROZEN_BACKBONE if self.model.backbone_frozen else WHOLE_MODEL]
 
     def write_model(self, folder: Path) -> None:
         """Saves the model that a user is to have: the averaged weights where there is an average."""
@@ -66,6 +84,7 @@ class TrainingState:
             "optimizer": pack_optimizer(self.optimizer)[1],
             "scaler": self.scaler.state_dict(),
             "ema_updates": self.ema.updates if self.ema else 0,
+            "micro_batch_sizes": {phase: size.as_json() for phase, size in self.micro_batch_sizes.items()},
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -78,4 +97,6 @@ class TrainingState:
         scaler: Mapping[str, Any] = checkpoint.state["scaler"]
         if scaler and self.scaler.is_enabled():  # both in fp16; otherwise the scale starts anew
             self.scaler.load_state_dict(dict(scaler))
+        for phase, size in checkpoint.state["micro_batch_sizes"].items():
+            self.micro_batch_sizes[phase].restore(size)
         self.position = Position(**checkpoint.state["position"])

@@ -10,6 +10,7 @@ from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
 from tracknet.schema.training import TrainingConfig
 from tracknet.training.optimization import LearningRate
+from tracknet.training.out_of_memory import peak_memory_gb
 from tracknet.training.progress import Progress
 from tracknet.training.state import TrainingState
 from tracknet.training.step import StepResult, TrainingStep
@@ -88,8 +89,8 @@ class Trainer:
                     self._evaluate_and_save()
         return Ending.FINISHED
 
-    def _batches(self) -> Iterator[Batch]:
-        """The batches of the steps still to make; ends early when patience does."""
+    def _batches(self) -> Iterator[Batch | UserError]:
+        """The batches of the steps still to make, or why one cannot be had; ends early when patience does."""
         position, steps_per_epoch = self._state.position, len(self._loader)
         while position.step < self._total_steps and not position.finished:
             epoch, first_batch = divmod(position.step, steps_per_epoch)
@@ -104,7 +105,7 @@ class Trainer:
         model = self._state.model
         if frozen != model.backbone_frozen:
             model.freeze_backbone(frozen)
-            self._training_step.parameters_changed()
+            self._training_step.phase_changed(self._state.micro_batch_size)
             log.info("epoch %d: the backbone %s", epoch, "is frozen" if frozen else "trains from here on")
 
     def _report(self, result: StepResult, lr: float) -> None:
@@ -118,6 +119,7 @@ class Trainer:
                 "train/grad_norm": result.grad_norm,
                 "train/micro_batch_size": result.micro_batch_size,
                 "train/oom_retries": result.retries,
+                "train/peak_memory_gb": peak_memory_gb(self._state.model.device),
                 "train/skipped": result.skipped,
                 "train/samples_per_s": self._progress.samples_per_s,
             }

@@ -1,17 +1,22 @@
 """The evaluation of a run: every validation frame once over all ranks, metrics and preview pictures."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from operator import itemgetter
 
 import numpy as np
 import torch
 
+from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
-from tracknet.evaluation import Detections, Preview, count_by_game, detect, named_scores
-from tracknet.training.microbatch import is_out_of_memory
+from tracknet.evaluation import Detections, Preview, count_by_game, detect, join_detections, named_scores
+from tracknet.training.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
-from tracknet.training.state import TrainingState
+from tracknet.training.state import EVALUATION, TrainingState
+
+log = logging.getLogger("tracknet")
 
 
 class Validation:
@@ -40,13 +45,16 @@ class Validation:
             show_previews: takes the step and the pictures.
         """
         self._state, self._batches, self._ranks = state, batches, ranks
+        self._size = state.micro_batch_sizes[EVALUATION]
         self._threshold, self._autocast, self._show_previews = threshold, autocast, show_previews
         windows = batches.windows_of_this_rank()
         self._preview_windows = {windows[round(i * (len(windows) - 1) / max(1, previews - 1))] for i in range(previews) if windows}
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has. All ranks call this."""
+        size_before = self._size.value
         detections, previews = self._ranks.together(self._detect)
+        self._agree(size_before)
         self._ranks.on_main(lambda: self._show_previews(step, previews))
         index = self._batches.dataset.index
         counts = torch.from_numpy(count_by_game(index, detections, self._threshold)).to(self._ranks.device)
@@ -54,11 +62,47 @@ class Validation:
 
     def _detect(self) -> tuple[Detections, list[Preview]]:
         """What this rank finds in its windows; holds no collective."""
-        index = self._batches.dataset.index
-        try:
-            with self._state.ema.averaged() if self._state.ema else nullcontext():
-                return detect(self._state.model, self._batches.epoch(0), index, self._ranks.device, self._autocast, self._preview_windows)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError("out of memory in the evaluation; lower training.evaluation.batch_size") from error
+        found: list[Detections] = []
+        previews: list[Preview] = []
+        model = self._state.model
+        training = model.training
+        with self._state.ema.averaged() if self._state.ema else nullcontext():
+            model.train(False)
+            for batch in self._batches.epoch(0):
+                if isinstance(batch, UserError):
+                    raise batch
+                for detections, shown in self._detect_batch(batch):
+                    found.append(detections)
+                    previews += shown
+            model.train(training)
+        return join_detections(found), previews
+
+    def _detect_batch(self, batch: Batch) -> list[tuple[Detections, list[Preview]]]:
+        """A batch in pieces that fit into memory. A rank falls back alone here, for the pieces change no result."""
+        model, index, device = self._state.model, self._batches.dataset.index, self._ranks.device
+        retries, first_size = 0, self._size.value
+        while True:
+            found = []
+            out_of_memory = False
+            try:
+                for part in batch.split(self._size.value):
+                    found.append(detect(model, part, index, device, self._autocast, self._preview_windows))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                out_of_memory = True
+            if not out_of_memory:
+                break
+            release_memory(device)  # not in the `except` block: the traceback keeps the tensors alive
+            self._size.back_off(retries)
+            retries += 1
+        if retries:
+            log.warning("evaluation: out of memory at %d; now %d windows at once, the result is unchanged", first_size, self._size.value)
+        return found
+
+    def _agree(self, size_before: int) -> None:
+        """Gives all ranks the smallest size that any of them fell to, so that a checkpoint has that of all. All ranks call this."""
+        smallest = min(self._ranks.gather([self._size.as_json()]), key=itemgetter("value"))
+        self._size.restore(smallest)
+        if self._size.value == size_before:
+            self._size.passed(len(self._batches))

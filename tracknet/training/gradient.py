@@ -1,0 +1,124 @@
+"""The gradient of a summed loss, micro-batch by micro-batch: what every way of making a step has in common."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from tracknet.data.batch import Batch
+from tracknet.errors import ConfigError
+from tracknet.geometry import resize_points
+from tracknet.heatmap import render_heatmaps
+
+
+class SummedLoss:
+    """Adds the gradient of a micro-batch's summed loss to the parameters' `.grad`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        frame_losses: Callable[[Tensor, Tensor], Tensor],
+        *,
+        nominal_frames: int,
+        sigma: float,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager[None]],
+        scaler: torch.amp.GradScaler,
+        device: torch.device,
+    ) -> None:
+        """Takes its parts.
+
+        Args:
+            model: `(frames, background, dropout_keys) -> logits`, see `tracknet.models`.
+            frame_losses: (logits, target) -> loss of each frame, (B, T).
+            nominal_frames: frames of a full batch of one rank. The sum is divided by it before the backward pass, which keeps fp16 in
+                range; whoever makes the update multiplies by it again.
+            sigma: of the Gaussian targets, in heatmap cells.
+            seed: of the run, for dropout.
+            autocast: the precision that the forward pass runs in.
+            scaler: of fp16's loss; disabled otherwise.
+            device: where the model is.
+        """
+        self.model, self.scaler, self.nominal_frames = model, scaler, nominal_frames
+        self._frame_losses, self._sigma, self._seed = frame_losses, sigma, seed
+        self._autocast, self._device = autocast, device
+
+    def backward(self, batch: Batch, step: int) -> Tensor:
+        """Forward and backward of one micro-batch.
+
+        Args:
+            batch: of b samples, in host memory.
+            step: the update's number in the run.
+
+        Returns:
+            (b,), each sample's loss summed over its labelled frames.
+        """
+        keys = dropout_keys(self._seed, step, batch.sample_index)
+        torch.manual_seed(int(keys[0]))  # for dropout inside a pretrained backbone, which takes no keys
+        batch, keys = batch.to(self._device), keys.to(self._device)
+        with self._autocast():
+            logits = self.model(batch.frames, batch.background, keys)
+        height, width = batch.frames.shape[-2:]
+        size_hw = (logits.shape[-2], logits.shape[-1])
+        xy_heatmap = resize_points(batch.xy_input, (width, height), (size_hw[1], size_hw[0]))
+        losses = self._frame_losses(logits, render_heatmaps(xy_heatmap, batch.visible, size_hw, self._sigma))
+        per_sample = torch.where(batch.labeled, losses, torch.zeros_like(losses)).sum(dim=1)
+        torch.autograd.backward(self.scaler.scale(per_sample.sum() / self.nominal_frames))
+        return per_sample.detach()
+
+
+class FlatGradients:
+    """The gradients of the trainable parameters as views of one buffer, so that all of them are reduced in one collective."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = [p for p in parameters if p.requires_grad]
+        first = self._parameters[0]
+        self.buffer = torch.zeros(sum(p.numel() for p in self._parameters), dtype=first.dtype, device=first.device)
+
+    def zero_(self) -> None:
+        """Sets all gradients to 0 and makes every `.grad` a view of the buffer (again)."""
+        self.buffer.zero_()
+        start = 0
+        for parameter in self._parameters:
+            # the parameter's own strides: a view laid out otherwise would be added to slowly
+            parameter.grad = self.buffer[start : start + parameter.numel()].as_strided(parameter.shape, parameter.stride(), start)
+            start += parameter.numel()
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuses a model whose normalisation mixes the samples of a micro-batch: its update would depend on the size of that.
+
+    Args:
+        model: as it is trained from here on; batch normalisation in evaluation mode, as in a frozen backbone, is exact.
+
+    Raises:
+        ConfigError: names the layers.
+    """
+    mixing = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats)
+    ]
+    if mixing:
+        more = f" and {len(mixing) - 1} more" if len(mixing) > 1 else ""
+        raise ConfigError(
+            f"the model normalises over the samples of a micro-batch (BatchNorm: {mixing[0]}{more}); its updates would depend on how"
+            " a step is cut; choose a backbone with GroupNorm or LayerNorm, or freeze it with model.backbone.freeze=true"
+        )
+
+
+def dropout_keys(seed: int, step: int, sample_index: Tensor) -> Tensor:
+    """A number for each sample that its dropout is drawn from: the same whatever the micro-batch, the rank or the attempt.
+
+    Args:
+        seed: of the run.
+        step: the update's number.
+        sample_index: (B,) int64.
+
+    Returns:
+        (B,) int64, >= 0, on the samples' device.
+    """
+    # odd multipliers (of splitmix64 and xxhash) spread neighbouring seeds, steps and samples; int64 wraps around
+    base = (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F) % 2**62
+    return (sample_index * 0x165667B19E3779F9 + base) & (2**62 - 1)
