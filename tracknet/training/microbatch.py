@@ -1,5 +1,6 @@
 """How many samples of a step go through the network at once: less when memory runs out, more when it has long been enough."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ class MicroBatchSize:
 
     The sizes are a ladder: the start, then each divided by `mb_backoff_factor`, down to `min_micro_batch_size`. With K =
     `mb_growth_steps`, the next larger size is tried after K steps without a retry; one that failed n times in a row waits
-    K * 2^(n-1) steps instead. A size that lasted for K steps is proven: memory has grown, so its failures are forgotten and the sizes
-    above it wait for K steps again. Hence no size fails more than once in K steps, and where the limit of memory stays, ever more rarely.
+    K * 2^(n-1) steps. Where a trial passes, memory has grown, and the next size is tried K/8 steps later unless it failed more than once.
+    A size that lasted for K steps is proven: its failures and those of smaller sizes are forgotten, larger ones wait for K steps again.
+    Hence no size fails more than once in K steps, and where the limit of memory stays, ever more rarely.
     """
 
     def __init__(self, start: int, config: TrainingConfig, *, evaluation: bool = False) -> None:
@@ -31,6 +33,8 @@ class MicroBatchSize:
         self._rung = 0
         self._failures = [0] * len(self._sizes)
         self._clean_steps = 0
+        self._climbing = False  # since the last trial no memory ran out
+        self._trials = 0  # in this step: a failed one is no retry that `oom_retries` counts, for the run did not need it
 
     @property
     def value(self) -> int:
@@ -50,7 +54,7 @@ class MicroBatchSize:
         at_failure = f"out of memory {self._where}at micro-batches of {self.value}"
         if not config.adaptive_micro_batch:
             raise UserError(f"{at_failure}; lower {self._start_key}, or set training.adaptive_micro_batch=true")
-        if retries >= config.oom_retries:
+        if retries >= config.oom_retries + self._trials:
             raise UserError(
                 f"{at_failure} after {retries} retries (training.oom_retries={config.oom_retries});"
                 f" start lower with {self._start_key}, or allow more retries"
@@ -62,7 +66,7 @@ class MicroBatchSize:
             )
         self._failures[self._rung] += 1
         self._rung += 1
-        self._clean_steps = 0
+        self._clean_steps, self._climbing = 0, False
 
     def passed(self, steps: int = 1) -> bool:
         """Counts steps that needed no retry.
@@ -74,24 +78,41 @@ class MicroBatchSize:
         if every_steps == 0 or not self._config.adaptive_micro_batch:
             return False
         self._clean_steps += steps
-        if self._failures[self._rung] and self._clean_steps >= every_steps:
-            self._failures[: self._rung] = [min(count, 1) for count in self._failures[: self._rung]]
-            self._failures[self._rung] = 0
-        if self._rung == 0 or self._clean_steps < every_steps * 2 ** max(0, self._failures[self._rung - 1] - 1):
+        self._trials = 0
+        if self._clean_steps >= every_steps:
+            if self._failures[self._rung]:  # it once failed and lasts now: memory has grown
+                self._failures[: self._rung] = [min(count, 1) for count in self._failures[: self._rung]]
+            self._failures[self._rung :] = [0] * (len(self._sizes) - self._rung)
+        if self._rung == 0 or self._clean_steps < self._wait_steps():
             return False
         self._rung -= 1
-        self._clean_steps = 0
+        self._clean_steps, self._climbing, self._trials = 0, True, 1
         return True
+
+    def _wait_steps(self) -> int:
+        """Clean steps before the next larger size is tried."""
+        every_steps, failures = self._config.mb_growth_steps, self._failures[self._rung - 1]
+        if self._climbing and failures <= 1:
+            return math.ceil(every_steps / 8)
+        return every_steps * int(2 ** max(0, failures - 1))
 
     def as_json(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"sizes": self._sizes, "value": self.value, "failures": self._failures, "clean_steps": self._clean_steps}
+        return {
+            "sizes": self._sizes,
+            "value": self.value,
+            "failures": self._failures,
+            "clean_steps": self._clean_steps,
+            "climbing": self._climbing,
+            "trials": self._trials,
+        }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Takes everything back; under settings that make other sizes, it stays at the start, as the settings say."""
         if saved["sizes"] == self._sizes:
             self._rung = self._sizes.index(saved["value"])
             self._failures, self._clean_steps = list(saved["failures"]), saved["clean_steps"]
+            self._climbing, self._trials = saved["climbing"], saved["trials"]
 
 
 def _ladder(start: int, config: TrainingConfig) -> list[int]:

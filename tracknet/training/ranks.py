@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tracknet.data.prepare import on_all_ranks
 from tracknet.errors import UserError
+from tracknet.training.out_of_memory import is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -46,11 +47,11 @@ class Ranks:
         return broadcast_object_list([value])[0] if self.size > 1 else value
 
     def together(self, action: Callable[[], Result]) -> Result:
-        """Runs something on every rank; a `UserError` on any of them is raised on all, so that none waits for a dead one."""
-        return on_all_ranks(action, self.gather)
+        """Runs something on every rank; a `UserError` on any of them, or memory that runs out, is raised on all."""
+        return on_all_ranks(lambda: _memory_is_the_users(action), self.gather)
 
     def on_main(self, action: Callable[[], Result]) -> Result | None:
-        """Runs something on the main rank alone; a `UserError` there is raised on all ranks, so that none waits for a dead one.
+        """Runs something on the main rank alone; a `UserError` there, or memory that runs out, is raised on all: none waits for a dead one.
 
         Returns:
             its result on the main rank, None on the others.
@@ -58,10 +59,20 @@ class Ranks:
         result, error = None, None
         if self.is_main:
             try:
-                result = action()
+                result = _memory_is_the_users(action)
             except UserError as failure:
                 error = failure
         error = self.from_main(error)
         if error is not None:
             raise error
         return result
+
+
+def _memory_is_the_users(action: Callable[[], Result]) -> Result:
+    """Runs something; running out of memory is a mistake outside the program, and one line."""
+    try:
+        return action()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {' '.join(str(error).split())}; choose a smaller model or free some memory") from error

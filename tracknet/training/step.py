@@ -7,7 +7,6 @@ from dataclasses import astuple, dataclass
 from typing import NoReturn
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from tracknet.data.batch import Batch
@@ -16,6 +15,7 @@ from tracknet.training.gradient import FlatGradients, SummedLoss, refuse_batch_s
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
+from tracknet.training.refusals import gradient_is_not_finite, loss_is_not_finite, out_of_memory_in_update
 
 log = logging.getLogger("tracknet")
 
@@ -33,7 +33,7 @@ class Sums:
     labeled_frames: float = 0.0
     non_finite: float = 0.0  # samples
     out_of_memory: float = 0.0  # ranks
-    no_batch: float = 0.0  # ranks that could not load their samples
+    failed: float = 0.0  # ranks that cannot go on
     stop: float = 0.0  # ranks that were asked to stop
     samples: float = 0.0
 
@@ -98,14 +98,16 @@ class TrainingStep:
         """
         self._summed_loss, self._scaler = summed_loss, summed_loss.scaler
         self._optimizer, self._ranks, self._clip_norm, self._describe = optimizer, ranks, clip_norm, describe
+        self._failure: UserError | None = None  # of the last update, on this rank; the others hear of it in the next collective
         self.phase_changed(micro_batch)
 
     def phase_changed(self, micro_batch: MicroBatchSize) -> None:
-        """To be called when parameters were frozen or released, with the sizes that belong to what trains now."""
+        """To be called by all ranks when parameters were frozen or released, with the sizes that belong to what trains now."""
         refuse_batch_statistics(self._summed_loss.model)
         self._micro_batch = micro_batch
         self._optimizer.zero_grad(set_to_none=True)
-        self._gradients = FlatGradients(self._summed_loss.model.parameters())
+        self._gradients = self._ranks.together(lambda: FlatGradients(self._summed_loss.model.parameters()))
+        self._ranks.sum_(self._gradients.buffer)  # what the first reduction allocates is had now, where nothing needs to be retried
 
     def __call__(self, batch: Batch | UserError, step: int, stop: bool) -> StepResult:
         """Runs one step. All ranks call this.
@@ -123,8 +125,8 @@ class TrainingStep:
             size = self._micro_batch.value
             own, non_finite = self._accumulate(batch, step, size, stop)
             total = own.over(self._ranks)
-            if total.no_batch:
-                self._refuse_missing(batch)
+            if total.failed:
+                self.raise_failure(batch if isinstance(batch, UserError) else None)
             if not total.out_of_memory:
                 break
             self._micro_batch.back_off(retries)
@@ -146,14 +148,16 @@ class TrainingStep:
         Returns:
             the sums of this rank, and the indices of the samples whose loss is not finite.
         """
-        if isinstance(batch, UserError):
-            return Sums(no_batch=1.0), []
-        self._gradients.zero_()
-        losses: list[Tensor] = []
+        if self._failure or isinstance(batch, UserError):
+            return Sums(failed=1.0), []
         out_of_memory = False
         try:
-            for part in batch.split(size):
-                losses.append(self._summed_loss.backward(part, step))
+            self._gradients.zero_()
+            losses = [self._summed_loss.backward(part, step) for part in batch.split(size)]
+            per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
+            non_finite = ~torch.isfinite(per_sample)
+            # one wait for the device, whatever the number of micro-batches
+            loss, bad_samples = torch.stack([per_sample.sum(), non_finite.sum()]).tolist()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -161,25 +165,22 @@ class TrainingStep:
         if out_of_memory:  # not in the `except` block: the traceback keeps the tensors alive
             release_memory(self._ranks.device)
             return Sums(out_of_memory=1.0), []
-        per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
-        non_finite = ~torch.isfinite(per_sample)
-        loss, bad_samples = torch.stack(
-            [per_sample.sum(), non_finite.sum()]
-        ).tolist()  # one wait for the device, whatever the number of micro-batches
         sums = Sums(loss, float(batch.labeled.sum()), bad_samples, stop=float(stop), samples=float(len(batch)))
         return sums, batch.sample_index[non_finite.cpu()].tolist() if bad_samples else []
 
-    def _refuse_missing(self, batch: Batch | UserError) -> NoReturn:
-        """All ranks call this."""
-        raise self._ranks.gather([batch] if isinstance(batch, UserError) else [])[0]
+    def raise_failure(self, own: UserError | None = None) -> None:
+        """Raises on all ranks what keeps any of them from going on; to be called by all ranks before they build on the last update.
+
+        Args:
+            own: this rank's reason, besides an update that failed here.
+        """
+        failures = self._ranks.gather([failure for failure in (self._failure, own) if failure])
+        if failures:
+            raise failures[0]
 
     def _refuse_non_finite(self, sample_index: list[int], step: int) -> NoReturn:
         """All ranks call this."""
-        samples = self._ranks.gather([self._describe(index) for index in sample_index])
-        raise UserError(
-            f"step {step}: the loss is not finite for {', '.join(samples)}; lower training.optimizer.lr, set or lower training.grad_clip,"
-            " or set training.precision=fp32"
-        )
+        raise loss_is_not_finite(step, self._ranks.gather([self._describe(index) for index in sample_index]))
 
     def _update(self, labeled_frames: float, step: int) -> tuple[float, bool]:
         """Reduces, divides, clips and steps. All ranks call this.
@@ -192,7 +193,7 @@ class TrainingStep:
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.linalg.vector_norm(gradient))
         if not math.isfinite(norm) and not self._scaler.is_enabled():
-            raise UserError(f"step {step}: the gradient is not finite; lower training.optimizer.lr, or set or lower training.grad_clip")
+            raise gradient_is_not_finite(step)
         if self._clip_norm > 0:
             gradient.mul_(min(1.0, self._clip_norm / (norm + 1e-6)))  # 1e-6: as torch.nn.utils.clip_grad_norm_
         scale_before = self._scaler.get_scale()
@@ -201,10 +202,8 @@ class TrainingStep:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            # the weights may be half changed, so this step cannot be tried again
-            raise UserError(
-                f"step {step}: out of memory in the optimizer's update; choose a smaller model or training.optimizer.name"
-            ) from error
+            # the weights may be half changed, so this step cannot be tried again; and the others do not know yet
+            self._failure = out_of_memory_in_update(step)
         self._scaler.update()
         if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
             raise UserError(f"step {step}: fp16's gradients overflow at every loss scale down to 1; set training.precision=bf16 or fp32")

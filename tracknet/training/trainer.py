@@ -68,6 +68,7 @@ class Trainer:
         self._evaluate, self._save = evaluate, save
         self._log_metrics, self._progress, self._stop_requested = log_metrics, progress, stop_requested
         self._backbone_frozen_epochs = backbone_frozen_epochs
+        self._retries = 0  # of this launch
 
     def fit(self) -> Ending:
         """Trains from the state's position to the end of the run."""
@@ -78,14 +79,17 @@ class Trainer:
             for batch in self._batches():
                 lr = self._learning_rate.apply(position.step)
                 result = self._training_step(batch, position.step, self._stop_requested())
+                self._retries += result.retries
                 if self._state.ema and not result.skipped:
                     self._state.ema.update()
                 position.step += 1
                 self._report(result, lr)
                 if result.stop:
+                    self._training_step.raise_failure()
                     self._save(self._state, False)
                     return Ending.STOPPED
                 if self._evaluation_is_due():
+                    self._training_step.raise_failure()
                     self._evaluate_and_save()
         return Ending.FINISHED
 
@@ -118,7 +122,7 @@ class Trainer:
                 "train/lr": lr,
                 "train/grad_norm": result.grad_norm,
                 "train/micro_batch_size": result.micro_batch_size,
-                "train/oom_retries": result.retries,
+                "train/oom_retries": self._retries,
                 "train/peak_memory_gb": peak_memory_gb(self._state.model.device),
                 "train/skipped": result.skipped,
                 "train/samples_per_s": self._progress.samples_per_s,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from operator import itemgetter
 
 import numpy as np
@@ -53,6 +53,7 @@ class Validation:
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has. All ranks call this."""
         size_before = self._size.value
+        self._state.gather()
         detections, previews = self._ranks.together(self._detect)
         self._agree(size_before)
         self._ranks.on_main(lambda: self._show_previews(step, previews))
@@ -78,7 +79,7 @@ class Validation:
         return join_detections(found), previews
 
     def _detect_batch(self, batch: Batch) -> list[tuple[Detections, list[Preview]]]:
-        """A batch in pieces that fit into memory. A rank falls back alone here, for the pieces change no result."""
+        """A batch in pieces that fit into memory. A rank falls back alone here, for a window's result does not depend on the others."""
         model, index, device = self._state.model, self._batches.dataset.index, self._ranks.device
         retries, first_size = 0, self._size.value
         while True:
@@ -97,7 +98,7 @@ class Validation:
             self._size.back_off(retries)
             retries += 1
         if retries:
-            log.warning("evaluation: out of memory at %d; now %d windows at once, the result is unchanged", first_size, self._size.value)
+            log.warning("evaluation: out of memory at %d; now %d windows at once", first_size, self._size.value)
         return found
 
     def _agree(self, size_before: int) -> None:
