@@ -43,6 +43,7 @@ class SummedLoss:
         self.model, self.scaler, self.nominal_frames = model, scaler, nominal_frames
         self._frame_losses, self._sigma, self._seed = frame_losses, sigma, seed
         self._autocast, self._device = autocast, device
+        scaler.scale(torch.zeros(1, device=device))  # it makes its scale at its first use, which a rank without samples would never reach
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Forward and backward of one micro-batch.

@@ -134,8 +134,9 @@ class TrainingStep:
         if total.non_finite:
             self._refuse_non_finite(non_finite, step)
         if retries:
-            pieces = math.ceil(own.samples / size)
-            log.warning("step %d: out of memory at %d; now %d micro-batches of %d, the update is unchanged", step, first_size, pieces, size)
+            pieces = max(1, math.ceil(own.samples / size))
+            now = f"{pieces} micro-batches of {size}" if pieces > 1 else f"1 micro-batch of {size}"
+            log.warning("step %d: out of memory at %d; now %s, the update is unchanged", step, first_size, now)
         grad_norm, skipped = self._update(total.labeled_frames, step)
         if not retries and self._micro_batch.passed():
             log.info("step %d: trying micro-batches of %d again", step + 1, self._micro_batch.value)

@@ -1,0 +1,91 @@
+"""The update's gradient is that of the whole batch of all ranks, to rounding, however the batch is cut and spread."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exactness_probe import TOLERANCE, Case, cases, gradient_of_step, plain_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PROBE = Path(__file__).with_name("exactness_probe.py")
+
+
+def relative_error(gradient: torch.Tensor, of: torch.Tensor) -> float:
+    """Of the norm; where that is 0, so must the gradient be."""
+    difference, norm = (gradient.double() - of.double()).norm(), of.double().norm()
+    return float(difference / norm) if norm else float("inf") if difference else 0.0
+
+
+@st.composite
+def cases_of_one_rank(draw, dtype: str) -> Case:
+    size = draw(st.integers(1, 33))
+    share = st.floats(0, 0.9)
+    case = Case(
+        seed=draw(st.integers(0, 2**31)),
+        size=size,
+        first_share=size,
+        micro_batch_size=size,
+        loss=draw(st.sampled_from(["mse", "focal"])),
+        invisible_share=draw(share),
+        unlabelled_share=draw(share),
+        clip_norm=0.0,
+        scaled=draw(st.booleans()),
+        dtype=dtype,
+    )
+    clips_at = draw(st.sampled_from([0.0, 0.1, 10.0]))  # of the gradient's norm
+    return replace(case, clip_norm=clips_at * plain_gradient(case)[1])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_no_micro_batch_size_changes_the_gradient(dtype):
+    @settings(max_examples=60, deadline=None)
+    @given(cases_of_one_rank(dtype))
+    def holds(case: Case) -> None:
+        expected, expected_norm = plain_gradient(case)
+        assert torch.isfinite(expected).all()
+        for micro_batch_size in range(1, case.size + 1):
+            gradient, norm = gradient_of_step(replace(case, micro_batch_size=micro_batch_size), case.batch())
+            assert relative_error(gradient, expected) <= TOLERANCE[dtype], micro_batch_size
+            assert norm == pytest.approx(expected_norm, rel=TOLERANCE[dtype])
+
+    holds()
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory) -> list[np.lib.npyio.NpzFile]:
+    folder = tmp_path_factory.mktemp("exactness")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(PROBE.parents[1])}
+    done = subprocess.run([*launcher, str(PROBE), str(folder)], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [np.load(folder / f"rank{rank}.npz") for rank in (0, 1)]
+
+
+def test_two_ranks_of_unequal_content_make_the_gradient_of_one_process(of_two_ranks):
+    first, second = of_two_ranks
+    assert first["world_size"] == second["world_size"] == 2
+    for case in cases():
+        gradient, norm = torch.from_numpy(first[str(case.seed)][:-1]), first[str(case.seed)][-1]
+        assert np.array_equal(first[str(case.seed)], second[str(case.seed)])
+        expected, expected_norm = plain_gradient(case)
+        assert relative_error(gradient, expected) <= TOLERANCE[case.dtype], case
+        assert norm == pytest.approx(expected_norm, rel=TOLERANCE[case.dtype]), case
+
+
+def test_the_steps_of_two_ranks_are_of_every_kind():
+    drawn = cases()
+    empty = [case for case in drawn if case.first_share in (0, case.size)]
+    nothing_labelled = Counter(case.unlabelled_ranks for case in drawn)
+    clipped = [case for case in drawn if 0 < case.clip_norm < plain_gradient(replace(case, clip_norm=0.0))[1]]
+    assert min(len(empty), len(clipped), *nothing_labelled.values()) >= 10
+    assert set(nothing_labelled) == {(), (0,), (1,), (0, 1)}
+    assert {(case.loss, case.scaled, case.dtype) for case in clipped} == {
+        (loss, scaled, dtype) for loss in ("mse", "focal") for scaled in (False, True) for dtype in TOLERANCE
+    }
