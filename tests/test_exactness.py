@@ -4,15 +4,24 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from exactness_probe import TOLERANCE, Case, cases, gradient_of_step, plain_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tracknet.data.batch import Batch
+from tracknet.losses import frame_losses
+from tracknet.models import build_model
+from tracknet.schema.training import LossConfig
+from tracknet.training.gradient import FlatGradients, SummedLoss
+from tracknet.utils.config import build_cfg, typed
 
 PROBE = Path(__file__).with_name("exactness_probe.py")
 
@@ -89,3 +98,43 @@ def test_the_steps_of_two_ranks_are_of_every_kind():
     assert {(case.loss, case.scaled, case.dtype) for case in clipped} == {
         (loss, scaled, dtype) for loss in ("mse", "focal") for scaled in (False, True) for dtype in TOLERANCE
     }
+
+
+@pytest.mark.parametrize("loss", ["mse", "focal"])
+def test_the_demos_network_keeps_within_float32s_tolerance(loss):
+    config = typed(build_cfg("demo", "demo", "demo", dry_run=True))
+    size, frames, (width, height) = 8, config.data.sequence.length, config.data.augment.crop
+    torch.manual_seed(0)
+    model = build_model(config.model, config.data, tuple(config.data.preprocess.resize)).train()
+    model.to(memory_format=torch.channels_last)
+    scene = F.interpolate(torch.rand(size, 3, 10, 10), size=(height, width), mode="bicubic").clamp(0, 1) * 255
+    batch = Batch(
+        frames=(scene[:, None] + 4 * torch.randn(size, frames, 3, height, width)).clamp(0, 255).to(torch.uint8),
+        background=scene.to(torch.uint8),
+        xy_input=torch.rand(size, frames, 2) * torch.tensor([width, height]),
+        visible=torch.rand(size, frames) < 0.75,
+        labeled=torch.ones(size, frames, dtype=torch.bool),
+        sample_index=torch.arange(size),
+        frame_row=torch.zeros(size, frames, dtype=torch.int64),
+        counted=torch.ones(size, frames, dtype=torch.bool),
+    )
+    summed_loss = SummedLoss(
+        model,
+        lambda logits, target: frame_losses(logits, target, LossConfig(loss)),
+        nominal_frames=size * frames,
+        sigma=config.model.heatmap.sigma,
+        seed=0,
+        autocast=nullcontext,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        device=torch.device("cpu"),
+    )
+    gradients = FlatGradients(model.parameters())
+
+    def gradient(micro_batch_size: int) -> torch.Tensor:
+        gradients.zero_()
+        for part in batch.split(micro_batch_size):
+            summed_loss.backward(part, step=0)
+        return gradients.buffer.clone()
+
+    whole = gradient(size)
+    assert max(relative_error(gradient(cut), whole) for cut in (4, 2, 1)) <= TOLERANCE["float32"]

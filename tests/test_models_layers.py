@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tracknet.geometry import resize_points
 from tracknet.models import TrackNetModel, build_model
 from tracknet.models.decoder import SqueezeExcite, UpsamplingDecoder, upsample_layer
-from tracknet.models.layers import KeyedChannelDropout, keyed_uniform, resample
+from tracknet.models.layers import KeyedChannelDropout, PerSampleConv1x1, keyed_uniform, resample
 from tracknet.models.vit import tokens_to_grid
 from tracknet.schema.model import DecoderConfig
 
@@ -176,3 +176,16 @@ def test_every_decoder_trains(upsample: str, norm: str) -> None:
     logits = model(*windows(2), dropout_keys=torch.arange(2))
     logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_heads_convolution_is_the_plain_one_in_training_too() -> None:
+    torch.manual_seed(0)
+    head = PerSampleConv1x1(5, 3, kernel_size=1).double()
+    features = torch.randn(4, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(features, head.weight, head.bias)
+    torch.testing.assert_close(head(features), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(head.eval()(features), expected, rtol=0, atol=0)
+    head.train()
+    parts = [features, *head.parameters()]
+    ours, plain = (torch.autograd.grad(maps.square().sum(), parts) for maps in (head(features), expected))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
