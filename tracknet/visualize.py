@@ -99,10 +99,10 @@ def _zoom_panel(
     probability: NDArray[np.floating] | None,
     panel_wh: tuple[int, int],
 ) -> Picture:
-    """The surroundings of the ball, `ZOOM` times as large: of truth and prediction side by side where they lie apart."""
+    """The surroundings of the ball, `ZOOM` times as large: of truth and prediction side by side where they lie apart and there is room."""
     width, height = panel_wh
-    if truth is not None and predicted is not None and np.abs(truth - predicted).max() * ZOOM * 2 > min(panel_wh):
-        half = (width - GAP) // 2
+    half = (width - GAP) // 2
+    if truth is not None and predicted is not None and half > 0 and np.abs(truth - predicted).max() * ZOOM * 2 > min(panel_wh):
         panel = np.full((height, width, 3), BACKDROP, np.uint8)
         panel[:, :half] = _enlarged(frame, truth, truth, predicted, (half, height))
         panel[:, -half:] = _enlarged(frame, predicted, truth, predicted, (half, height))
