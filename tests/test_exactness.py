@@ -20,7 +20,7 @@ from tracknet.data.batch import Batch
 from tracknet.losses import frame_losses
 from tracknet.models import build_model
 from tracknet.schema.training import LossConfig
-from tracknet.training.gradient import FlatGradients, SummedLoss
+from tracknet.training.gradient import Gradients, SummedLoss
 from tracknet.utils.config import build_cfg, typed
 
 PROBE = Path(__file__).with_name("exactness_probe.py")
@@ -128,13 +128,13 @@ def test_the_demos_network_keeps_within_float32s_tolerance(loss):
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         device=torch.device("cpu"),
     )
-    gradients = FlatGradients(model.parameters())
+    gradients = Gradients(model.parameters(), flat=True)
 
     def gradient(micro_batch_size: int) -> torch.Tensor:
-        gradients.zero_()
+        gradients.clear()
         for part in batch.split(micro_batch_size):
             summed_loss.backward(part, step=0)
-        return gradients.buffer.clone()
+        return gradients.tensors()[0].clone()
 
     whole = gradient(size)
     assert max(relative_error(gradient(cut), whole) for cut in (4, 2, 1)) <= TOLERANCE["float32"]

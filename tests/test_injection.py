@@ -72,8 +72,8 @@ def test_what_no_retry_helps_ends_both_ranks_alike(launched):
     assert {name: error.split(";")[0] for name, error in first.items()} == {
         "no batch on the second rank": "UserError: frame 7 is broken",
         "no batch on the first rank": "UserError: frame 7 is broken",
-        "no loss on the second rank": f"UserError: step 0: the loss is not finite for {', '.join(map(str, range(8)))}",
-        "no memory for one sample": "UserError: out of memory at micro-batches of 1, the smallest that"
+        "no loss on the second rank": f"UserError: step 1: the loss is not finite for {', '.join(map(str, range(8)))}",
+        "no memory for one sample": "UserError: step 1: out of memory at micro-batches of 1, the smallest that"
         " training.min_micro_batch_size=1 allows",
         "a wrong shape on both ranks": f"RuntimeError: {WRONG_SHAPE}",
     }

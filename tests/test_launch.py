@@ -14,8 +14,10 @@ from tracknet.training import launch
 from tracknet.training.launch import (
     ancestor_command_lines,
     check_accelerate_environment,
+    check_sharding,
     check_world_size,
     recipe,
+    reshard_after_forward,
     world_from_environment,
 )
 
@@ -195,7 +197,6 @@ def test_what_accelerate_sets_by_itself_is_accepted() -> None:
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", ("gradient_accumulation_steps 4", "training.micro_batch_size")),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto", ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 'auto'",)),
         ("ACCELERATE_USE_DEEPSPEED", "true", ("DeepSpeed", "multi_gpu")),
-        ("ACCELERATE_USE_FSDP", "True", ("FSDP", "multi_gpu")),
         ("ACCELERATE_USE_MEGATRON_LM", "1", ("Megatron-LM", "multi_gpu")),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", ("parallelism_config", "multi_gpu")),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", ("dynamo_backend inductor",)),
@@ -207,3 +208,55 @@ def test_what_accelerate_asks_for_and_is_not_done_is_refused(variable: str, valu
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+# What `accelerate launch --use_fsdp --fsdp_version 2` sets by itself.
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
+}
+
+
+def test_sharding_of_version_2_is_accepted_as_accelerate_asks_for_it() -> None:
+    check_accelerate_environment("bf16", FSDP)
+    check_sharding("bf16", 2, FSDP)
+    check_sharding("fp16", 1, {"ACCELERATE_USE_FSDP": "false"})
+    assert reshard_after_forward(FSDP)
+    assert reshard_after_forward({})
+    assert not reshard_after_forward({"FSDP_RESHARD_AFTER_FORWARD": "false"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "precision", "processes", "words"),
+    [
+        ({"FSDP_VERSION": "1"}, "fp32", 2, ("FSDP version 1", "--fsdp_version 2")),
+        ({}, "fp16", 2, ("training.precision=fp16", "training.precision=bf16 or fp32")),
+        ({}, "fp32", 1, ("one process alone",)),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fp32", 2, ("fsdp_offload_params true", "take it out")),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fp32", 2, ("fsdp_activation_checkpointing", "training.micro_batch_size")),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "fp32", 2, ("fsdp_auto_wrap_policy SIZE_BASED_WRAP",)),
+        ({"FSDP_IGNORED_MODULES": "head"}, "fp32", 2, ("fsdp_ignored_modules head",)),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "fp32", 2, ("fsdp_state_dict_type", "checkpoints are whole")),
+    ],
+)
+def test_sharding_that_is_not_done_is_refused(variables: dict[str, str], precision: str, processes: int, words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_sharding(precision, processes, FSDP | variables)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_fsdp_without_a_version_is_version_1() -> None:
+    with pytest.raises(ConfigError, match="FSDP version 1"):
+        check_sharding("fp32", 2, {"ACCELERATE_USE_FSDP": "True"})

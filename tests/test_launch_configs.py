@@ -18,6 +18,7 @@ EXPECTED = {
     "cpu_multi_node": {"distributed_type": "MULTI_GPU", "use_cpu": True, "num_processes": 2, "num_machines": 2, "main_process_port": 29500},
     "single_gpu": {"distributed_type": "NO", "use_cpu": False, "num_processes": 1, "num_machines": 1},
     "multi_gpu": {"distributed_type": "MULTI_GPU", "use_cpu": False, "num_processes": 2, "num_machines": 1},
+    "fsdp2": {"distributed_type": "FSDP", "use_cpu": False, "num_processes": 2, "num_machines": 1},
     "multi_node": {"distributed_type": "MULTI_GPU", "use_cpu": False, "num_processes": 16, "num_machines": 2, "main_process_port": 29500},
 }
 
@@ -63,6 +64,7 @@ def test_the_command_in_the_header_is_valid_and_starts_what_it_says(name: str) -
     assert arguments.num_processes == EXPECTED[name]["num_processes"]
     assert arguments.num_machines == EXPECTED[name]["num_machines"]
     assert bool(arguments.multi_gpu) is (EXPECTED[name]["distributed_type"] == "MULTI_GPU")
+    assert bool(arguments.use_fsdp) is (EXPECTED[name]["distributed_type"] == "FSDP")
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.startswith("cpu_multi")])

@@ -150,7 +150,7 @@ def test_running_out_of_memory_retries_the_step_at_a_smaller_size_with_the_same_
         disturbed = weights_after(network, batch, TrainingConfig(batch_size=16))
     torch.testing.assert_close(disturbed, undisturbed, rtol=1e-12, atol=1e-13)
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["step 0: out of memory at 16; now 4 micro-batches of 4, the update is unchanged"]
+    assert told == ["step 1: out of memory at 16; now 4 micro-batches of 4, the update is unchanged"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples():
     batch.xy_input[2, 1] = float("nan")
     batch.visible[2, 1] = True
     before = [p.detach().clone() for p in network.parameters()]
-    with pytest.raises(UserError, match=r"step 17: .*not finite for window 2;"):
+    with pytest.raises(UserError, match=r"step 18: .*not finite for window 2;"):
         make_step(network, TrainingConfig(batch_size=4, micro_batch_size=1))(batch, step=17, stop=False)
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
@@ -221,7 +221,7 @@ def test_running_out_of_memory_in_the_update_is_not_retried():
     step._optimizer.step = FailsAbove(-1, MemoryError()).update
     step(batch, step=4, stop=False)  # all ranks leave together, and the others do not know yet
     for tell in (lambda: step(batch, step=5, stop=False), step.raise_failure):
-        with pytest.raises(UserError, match="step 4: out of memory in the optimizer's update"):
+        with pytest.raises(UserError, match="step 5: out of memory in the optimizer's update"):
             tell()
 
 
@@ -229,7 +229,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_lost
     network, batch = TinyNetwork(), make_batch(6, seed=8)
     before = [p.detach().clone() for p in network.parameters()]
     network.second.bias.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(UserError, match="step 3: the gradient is not finite"):
+    with pytest.raises(UserError, match="step 4: the gradient is not finite"):
         make_step(network, TrainingConfig(batch_size=6))(batch, step=3, stop=False)
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 

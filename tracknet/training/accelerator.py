@@ -8,8 +8,15 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from tracknet.schema.training import TrainingConfig
-from tracknet.training.launch import ancestor_command_lines, check_accelerate_environment, check_world_size, world_from_environment
+from tracknet.training.launch import (
+    ancestor_command_lines,
+    check_accelerate_environment,
+    check_sharding,
+    check_world_size,
+    world_from_environment,
+)
 from tracknet.training.precision import MIXED_PRECISION, resolve_precision, supported_precisions
+from tracknet.training.restart import new_attempt_init_method, was_restarted
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait for the slowest to decode its share of a large data set; a dead one is seen at once
 
@@ -27,9 +34,13 @@ def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
     check_world_size(world_size, os.environ, ancestor_command_lines())
     precision = resolve_precision(config, supported_precisions(_device(local_rank)))
     check_accelerate_environment(precision, os.environ)
-    accelerator = Accelerator(
-        mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
-    )
+    check_sharding(precision, world_size, os.environ)
+    # accelerate's default for FSDP; transformers would then leave pretrained weights out on all ranks of a machine but one
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    joining = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)
+    if was_restarted(os.environ):
+        joining.init_method = new_attempt_init_method()
+    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[joining])
     # again: without ACCELERATE_USE_CPU, --multi_gpu on a CPU sets WORLD_SIZE and yet leaves the processes unconnected
     check_world_size(accelerator.num_processes, os.environ, ancestor_command_lines())
     return accelerator, precision

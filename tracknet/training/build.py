@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ from tracknet.training.optimization import LearningRate, build_optimizer
 from tracknet.training.previews import draw_previews
 from tracknet.training.progress import Progress
 from tracknet.training.ranks import Ranks
+from tracknet.training.restart import launcher_of
+from tracknet.training.sharded_step import ShardedStep
+from tracknet.training.size_note import remove_size_note, write_size_note
 from tracknet.training.state import EVALUATION, FROZEN_BACKBONE, WHOLE_MODEL, Position, TrainingState
 from tracknet.training.step import TrainingStep
 from tracknet.training.tracking import Tracker
-from tracknet.training.trainer import SELECTION_METRIC, Trainer
+from tracknet.training.trainer import SELECTION_METRIC, Step, Trainer
 from tracknet.training.validation import Validation
 
 log = logging.getLogger("tracknet")
@@ -93,8 +97,8 @@ def backbone_frozen_epochs(config: Config) -> float:
     return math.inf if config.model.backbone.freeze else config.training.backbone_freeze_epochs
 
 
-def build_state(config: Config, model: TrackNetModel, precision: str) -> TrainingState:
-    """What the run carries from step to step; `precision` is fp32, fp16 or bf16."""
+def build_state(config: Config, model: TrackNetModel, precision: str, twin: TrackNetModel | None) -> TrainingState:
+    """What the run carries from step to step; `precision` is fp32, fp16 or bf16, `twin` the same unsharded where the model is sharded."""
     never_trained = set(model.backbone_parameters()) if config.model.backbone.freeze else set()
     optimizer = build_optimizer(config.training.optimizer, [p for p in model.parameters() if p not in never_trained])
     scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
@@ -106,7 +110,7 @@ def build_state(config: Config, model: TrackNetModel, precision: str) -> Trainin
         WHOLE_MODEL: MicroBatchSize(start, training),
         EVALUATION: MicroBatchSize(evaluation_batch_size(training), training, evaluation=True),
     }
-    return TrainingState(model, optimizer, scaler, ema, sizes)
+    return TrainingState(model, optimizer, scaler, ema, sizes, twin)
 
 
 def evaluation_batch_size(training: TrainingConfig) -> int:
@@ -203,7 +207,7 @@ def _validation_batches(config: Config, datasets: Datasets, ranks: Ranks) -> Epo
     return EpochLoader(datasets.val, sampler, config.training.data_loader)
 
 
-def _training_step(config: Config, accelerator: Accelerator, ranks: Ranks, datasets: Datasets, state: TrainingState) -> TrainingStep:
+def _training_step(config: Config, accelerator: Accelerator, ranks: Ranks, datasets: Datasets, state: TrainingState) -> Step:
     training = config.training
     summed_loss = SummedLoss(
         state.model,
@@ -215,7 +219,10 @@ def _training_step(config: Config, accelerator: Accelerator, ranks: Ranks, datas
         scaler=state.scaler,
         device=ranks.device,
     )
-    return TrainingStep(
+    make_step: Callable[..., Step] = TrainingStep
+    if state.is_sharded:
+        make_step = partial(ShardedStep, keep_sizes=lambda: write_size_note(_run_folder(config), state.micro_batch_sizes))
+    return make_step(
         summed_loss,
         state.optimizer,
         ranks=ranks,
@@ -259,13 +266,25 @@ def _evaluation(
 
 def _saving(config: Config, saved_config: dict[str, Any], ranks: Ranks, tracker: Tracker) -> Callable[[TrainingState, bool], None]:
     """Writes checkpoints that a later launch can recognise as this run's."""
-    runtime = config.runtime
-    store = CheckpointStore(Path(runtime.ckpt_dir) / runtime.run_id, config.training.checkpoint.keep_last)
+    runtime, run_folder = config.runtime, _run_folder(config)
+    store = CheckpointStore(run_folder, config.training.checkpoint.keep_last)
     names = [runtime.data_name, runtime.model_name, runtime.training_name]
+    constant = {"names": names, "seed": runtime.seed, "config": saved_config, "launcher": launcher_of(os.environ)}
 
     def save(state: TrainingState, best: bool) -> None:
-        described = {"names": names, "seed": runtime.seed, "config": saved_config, "finished": state.position.finished}
-        everything = described | state.as_json() | tracker.state()
-        ranks.on_main(lambda: store.save(state.position.step, state.write_model, state.tensors(), everything, best))
+        everything = constant | {"finished": state.position.finished} | state.as_json() | tracker.state()
+        state.gather()
+        tensors = state.tensors(keep=ranks.is_main)
+
+        def write() -> None:
+            store.save(state.position.step, state.write_model, tensors, everything, best)
+            remove_size_note(run_folder)  # the checkpoint has the sizes
+
+        ranks.on_main(write)
 
     return save
+
+
+def _run_folder(config: Config) -> Path:
+    """Where the run's checkpoints are."""
+    return Path(config.runtime.ckpt_dir) / config.runtime.run_id

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tracknet.errors import UserError
+from tracknet.training.sharding import as_sharded
 
 
 class Ema:
-    """Averages of a model's floating-point parameters, in fp32, on the parameters' devices.
+    """Averages of a model's floating-point parameters, in fp32, on the parameters' devices and sharded as they are.
 
     `average <- d * average + (1 - d) * weight` after every step, with `d = min(decay, (1 + n) / (10 + n))` where n counts the updates
     before this one. Averaging of iterates: Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992; the exponential form and its
@@ -78,5 +79,6 @@ class Ema:
             if tensors[name].shape != average.shape:
                 saved, own = list(tensors[name].shape), list(average.shape)
                 raise UserError(f"the saved average {name} has shape {saved}, the model's has {own}: they are of another model")
-        torch._foreach_copy_(self._averages, [tensors[name] for name in self._names])
+        for name, average in zip(self._names, self._averages, strict=True):
+            average.copy_(as_sharded(tensors[name], average))
         self.updates = updates

@@ -69,22 +69,40 @@ class SummedLoss:
         return per_sample.detach()
 
 
-class FlatGradients:
-    """The gradients of the trainable parameters as views of one buffer, so that all of them are reduced in one collective."""
+class Gradients:
+    """The gradients of the trainable parameters: of several ranks, views of one buffer that a single collective reduces; of a lone process,
+    autograd's own, which saves zeroing the buffer and adding to it (15 to 39 ms in a step of 0.4 s at 14 M parameters).
+    """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], *, flat: bool) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
         first = self._parameters[0]
-        self.buffer = torch.zeros(sum(p.numel() for p in self._parameters), dtype=first.dtype, device=first.device)
+        size = sum(p.numel() for p in self._parameters)
+        self._buffer = torch.zeros(size, dtype=first.dtype, device=first.device) if flat else None
 
-    def zero_(self) -> None:
-        """Sets all gradients to 0 and makes every `.grad` a view of the buffer (again)."""
-        self.buffer.zero_()
+    def clear(self) -> None:
+        """Makes all gradients 0, or None where autograd makes them, and every `.grad` a view of the buffer (again) where there is one."""
+        if self._buffer is None:
+            for parameter in self._parameters:
+                parameter.grad = None
+            return
+        self._buffer.zero_()
         start = 0
         for parameter in self._parameters:
             # the parameter's own strides: a view laid out otherwise would be added to slowly
-            parameter.grad = self.buffer[start : start + parameter.numel()].as_strided(parameter.shape, parameter.stride(), start)
+            parameter.grad = self._buffer[start : start + parameter.numel()].as_strided(parameter.shape, parameter.stride(), start)
             start += parameter.numel()
+
+    def tensors(self) -> list[Tensor]:
+        """All gradients, to be changed in place: the one buffer, or one for each parameter."""
+        if self._buffer is not None:
+            return [self._buffer]
+        gradients = []
+        for parameter in self._parameters:
+            if parameter.grad is None:  # the batch was empty, or the loss does not depend on it
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        return gradients
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

@@ -16,6 +16,14 @@ import yaml
 from tracknet.errors import ConfigError
 
 MODULE = "tracknet.scripts.train"
+# What FSDP can be asked for besides: variable, the value that is honoured, why no other one is.
+SHARDING_SETTINGS = (
+    ("FSDP_OFFLOAD_PARAMS", "false", "parameters stay on the device"),
+    ("FSDP_ACTIVATION_CHECKPOINTING", "false", "training.micro_batch_size bounds the memory of activations"),
+    ("FSDP_AUTO_WRAP_POLICY", "NO_WRAP", "the stages and layers of the network are gathered one by one anyway"),
+    ("FSDP_IGNORED_MODULES", "", "all parameters are sharded"),
+    ("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT", "checkpoints are whole, so that they can be resumed and used without sharding"),
+)
 
 
 @dataclass(frozen=True)
@@ -132,17 +140,58 @@ def check_accelerate_environment(resolved_precision: str, environ: Mapping[str, 
     _refuse_other_trainers(environ)
 
 
+def sharding_requested(environ: Mapping[str, str]) -> bool:
+    """Whether accelerate was asked for FSDP (`--use_fsdp`, or `distributed_type: FSDP` in its YAML)."""
+    return _is_true(environ, "ACCELERATE_USE_FSDP")
+
+
+def check_sharding(resolved_precision: str, found: int, environ: Mapping[str, str]) -> None:
+    """Refuses what sharding was asked to do and does not do; the model itself is checked when it has been sharded.
+
+    Args:
+        resolved_precision: `fp32`, `fp16` or `bf16`.
+        found: processes that really train together.
+        environ: the environment variables of this process.
+
+    Raises:
+        ConfigError: names accelerate's setting, or the key of ours.
+    """
+    if not sharding_requested(environ):
+        return
+    if environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            f"accelerate was given FSDP version {environ.get('FSDP_VERSION', '1')}, which is not supported; give it --fsdp_version 2"
+            " (fsdp_version: 2 in its YAML), or have every process hold the whole model with accelerate_configs/multi_gpu.yaml"
+        )
+    for variable, accepted, why in SHARDING_SETTINGS:
+        value = environ.get(variable, accepted)
+        if value.lower() != accepted.lower():
+            raise ConfigError(f"accelerate was given {variable.lower()} {value}, which is not supported: {why}; take it out")
+    if resolved_precision == "fp16":
+        raise ConfigError(
+            "training.precision=fp16 cannot be sharded (FSDP): its loss scale would differ; set training.precision=bf16 or fp32"
+        )
+    if found == 1:
+        raise ConfigError(
+            "sharding was asked for (--use_fsdp, ACCELERATE_USE_FSDP) but there is one process alone; start two or more, or take it out"
+        )
+
+
+def reshard_after_forward(environ: Mapping[str, str]) -> bool:
+    """Whether a sharded model gives gathered parameters back between forward and backward (`--fsdp_reshard_after_forward`)."""
+    return _is_true({"FSDP_RESHARD_AFTER_FORWARD": "true"} | dict(environ), "FSDP_RESHARD_AFTER_FORWARD")
+
+
 def _refuse_other_trainers(environ: Mapping[str, str]) -> None:
     for variable, name in (
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
     ):
         if _is_true(environ, variable):
             raise ConfigError(
-                f"accelerate was given {name} ({variable}), which is not supported: every process holds the whole model; "
-                "use accelerate_configs/multi_gpu.yaml or --multi_gpu"
+                f"accelerate was given {name} ({variable}), which is not supported; "
+                "use accelerate_configs/multi_gpu.yaml or --multi_gpu, or shard the model with accelerate_configs/fsdp2.yaml"
             )
     backend = environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":

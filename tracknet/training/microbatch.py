@@ -56,7 +56,7 @@ class MicroBatchSize:
             raise UserError(f"{at_failure}; lower {self._start_key}, or set training.adaptive_micro_batch=true")
         if retries >= config.oom_retries + self._trials:
             raise UserError(
-                f"{at_failure} after {retries} retries (training.oom_retries={config.oom_retries});"
+                f"{at_failure} after {retries} {'retry' if retries == 1 else 'retries'} (training.oom_retries={config.oom_retries});"
                 f" start lower with {self._start_key}, or allow more retries"
             )
         if self._rung == len(self._sizes) - 1:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tracknet.errors import UserError
+from tracknet.training.sharding import as_sharded
 
 # How an update is computed, not what it is: these belong to the machine that runs it and stay as the new process chose them.
 _EXECUTION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
@@ -19,8 +20,9 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, A
         optimizer: torch's own, not a wrapper around it.
 
     Returns:
-        Tensors named `<number of the parameter>.<state>` (not copied), and the rest as JSON: the optimizer's name, the parameters'
-        shapes, the numbers of the state and the groups with their hyper-parameters. Parameters are numbered through all groups.
+        Tensors named `<number of the parameter>.<state>` (not copied, and sharded as the parameters are), and the rest as JSON: the
+        optimizer's name, the parameters' shapes, the numbers of the state and the groups with their hyper-parameters. Parameters are
+        numbered through all groups.
 
     Raises:
         TypeError: a hyper-parameter that is neither a number, a text, null nor a list of these.
@@ -58,7 +60,7 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: 
 
     Args:
         optimizer: for the same model; torch's own, not a wrapper around it.
-        tensors: from `pack_optimizer`.
+        tensors: from `pack_optimizer`, whole; where the optimizer's parameters are sharded, each rank takes its slices.
         json: from `pack_optimizer`, perhaps by way of a file.
 
     Raises:
@@ -66,6 +68,7 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: 
     """
     _check_same_optimizer(optimizer, json)
     states: dict[int, dict[str, Any]] = {int(index): dict(numbers) for index, numbers in json["state"].items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         if not index.isdecimal() or int(index) not in states:
@@ -73,7 +76,8 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: 
         shape = json["shapes"][int(index)]
         if tensor.dim() > 0 and list(tensor.shape) != shape:
             raise UserError(f"the saved optimizer state {key} has shape {list(tensor.shape)}, its parameter has {shape}")
-        states[int(index)][name] = tensor.clone()  # torch keeps the tensors that it is given
+        parameter = parameters[int(index)] if tensor.dim() > 0 else None  # the numbers of the state are not sharded
+        states[int(index)][name] = as_sharded(tensor.clone(), parameter)  # cloned, for torch keeps the tensors that it is given
     groups = [own | _as_types_of(own, saved) for own, saved in zip(optimizer.state_dict()["param_groups"], json["groups"], strict=True)]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
 

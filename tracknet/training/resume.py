@@ -20,6 +20,7 @@ from tracknet.training.checkpoint import (
     linked_step,
     saved_steps,
 )
+from tracknet.training.restart import same_launcher
 
 log = logging.getLogger("tracknet")
 
@@ -69,6 +70,28 @@ def find_resume(resume: str | None, ckpt_dir: Path, config: Config) -> ResumePoi
         return _newest_run(ckpt_dir, config.runtime) if resume == AUTO else _at_path(resume, ckpt_dir)
     except OSError as error:
         raise ConfigError(f"--resume {resume}: {error.filename}: {error.strerror}") from error
+
+
+def find_own_run(launcher: object, ckpt_dir: Path) -> ResumePoint | None:
+    """The run that a launcher has begun and starts again after a failure. For one process, as `find_resume`.
+
+    Args:
+        launcher: from `restart.launcher_of`; a checkpoint's state has that of the process that wrote it.
+        ckpt_dir: holds a folder per run.
+
+    Returns:
+        None where it has saved nothing yet.
+
+    Raises:
+        ConfigError: a folder cannot be read.
+    """
+    try:
+        for folder in _run_folders(ckpt_dir):
+            if (info := _newest_good(folder)) and same_launcher(info.state.get("launcher"), launcher):
+                return _resume_point(info)
+    except OSError as error:
+        raise ConfigError(f"restart: {error.filename}: {error.strerror}") from error
+    return None
 
 
 def _newest_run(ckpt_dir: Path, runtime: RuntimeConfig) -> ResumePoint | None:

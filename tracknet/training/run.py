@@ -1,6 +1,7 @@
 """A whole training run, from the configuration to the exit code."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,9 +19,13 @@ from tracknet.schema.root import Config
 from tracknet.training.accelerator import start_accelerator
 from tracknet.training.build import build_batches, build_data, build_network, build_state, build_trainer, check_sources
 from tracknet.training.checkpoint import inspect_checkpoint, load_checkpoint
+from tracknet.training.launch import reshard_after_forward, sharding_requested
 from tracknet.training.ranks import Ranks
-from tracknet.training.resume import ResumePoint, check_same_run, find_resume
+from tracknet.training.restart import launcher_of, was_restarted
+from tracknet.training.resume import ResumePoint, check_same_run, find_own_run, find_resume
+from tracknet.training.sharding import shard_with_twin
 from tracknet.training.signals import EXIT_INTERRUPTED, StopRequest
+from tracknet.training.size_note import read_size_note
 from tracknet.training.state import TrainingState
 from tracknet.training.tracking import Tracker
 from tracknet.training.trainer import Ending
@@ -54,6 +59,10 @@ class Continuation:
         """Whether the run ended by itself and this launch asks for no other length."""
         return self.point.finished and not any(line.startswith(LENGTH_KEYS) for line in self.changes)
 
+    def is_in(self, config: Config) -> bool:
+        """Whether the run goes on in the folder that has its checkpoint."""
+        return self.point.checkpoint.parent == Path(config.runtime.ckpt_dir).resolve() / self.point.run_id
+
 
 def train(cfg: DictConfig, resume: str | None) -> int:
     """Trains a run to its end, or until a signal asks it to stop. All ranks of the run call this.
@@ -61,6 +70,7 @@ def train(cfg: DictConfig, resume: str | None) -> int:
     Args:
         cfg: from `build_cfg`; run id and timestamp become those of the main rank, or those of the run that is continued.
         resume: None starts afresh, `auto` continues the newest run of the same names and seed, anything else is the checkpoint to continue.
+            A launcher's restart goes on with the run that it began, whatever this says, once that has a checkpoint.
 
     Returns:
         The exit code: 0 done, 75 stopped by SIGTERM and saved, 130 stopped by Ctrl-C and saved.
@@ -103,7 +113,8 @@ def _train(cfg: DictConfig, resume: str | None, accelerator: Accelerator, precis
                 tracker=tracker,
                 stop_requested=lambda: stop.requested,
             )
-            ending = trainer.fit()
+            # a sharded run cannot try a step again, and so always has a checkpoint for a restart
+            ending = trainer.fit(save_first=state.is_sharded and not (continuation and continuation.is_in(typed(cfg))))
             outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
         log.info("%s; %s", outcome.message, run.path)
     return outcome.code
@@ -142,7 +153,9 @@ def _recorded_ending(run: RunDirectory, tracker: Tracker, ranks: Ranks) -> Itera
 def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | None:
     """For the main rank."""
     config = typed(cfg)
-    point = find_resume(resume, Path(config.runtime.ckpt_dir), config)
+    ckpt_dir = Path(config.runtime.ckpt_dir)
+    point = find_own_run(launcher_of(os.environ), ckpt_dir) if was_restarted(os.environ) else None
+    point = point or find_resume(resume, ckpt_dir, config)
     if point is None:
         return None
     saved = inspect_checkpoint(point.checkpoint).state
@@ -154,12 +167,25 @@ def _build_state(config: Config, continuation: Continuation | None, ranks: Ranks
     starts_from = None if continuation or config.training.init_from is None else Path(config.training.init_from)
     ranks.together(lambda: check_sources(config, starts_from))
     datasets = build_data(config, ranks)
-    state = build_state(config, build_network(config, datasets, ranks, starts_from), precision)
+    model, twin = build_network(config, datasets, ranks, starts_from), None
+    if sharding_requested(os.environ):
+        twin = shard_with_twin(model, ranks, reshard_after_forward=reshard_after_forward(os.environ))
+    state = build_state(config, model, precision, twin)
     if continuation:
         ranks.together(lambda: _restore(state, continuation))
-        if continuation.point.checkpoint.parent != Path(config.runtime.ckpt_dir).resolve() / continuation.point.run_id:
+        _take_noted_sizes(state, continuation, ranks)
+        if not continuation.is_in(config):
             state.position.best_f1 = -1.0  # it goes on in another folder, which has no best checkpoint yet
     return datasets, state
+
+
+def _take_noted_sizes(state: TrainingState, continuation: Continuation, ranks: Ranks) -> None:
+    """Takes the micro-batch sizes that the run ended with, if it ran out of memory after the checkpoint. All ranks call this."""
+    noted = ranks.from_main(ranks.on_main(lambda: read_size_note(continuation.point.checkpoint.parent)))
+    if noted:
+        for phase, size in state.micro_batch_sizes.items():
+            size.restore(noted[phase])
+        log.info("memory ran out after the checkpoint; going on with micro-batches of %d", state.micro_batch_size.value)
 
 
 def _restore(state: TrainingState, continuation: Continuation) -> None:

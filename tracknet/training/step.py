@@ -7,15 +7,16 @@ from dataclasses import astuple, dataclass
 from typing import NoReturn
 
 import torch
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from tracknet.data.batch import Batch
 from tracknet.errors import UserError
-from tracknet.training.gradient import FlatGradients, SummedLoss, refuse_batch_statistics
+from tracknet.training.gradient import Gradients, SummedLoss, refuse_batch_statistics
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
-from tracknet.training.refusals import gradient_is_not_finite, loss_is_not_finite, out_of_memory_in_update
+from tracknet.training.refusals import fp16_overflows, gradient_is_not_finite, loss_is_not_finite, memory_ran_out, out_of_memory_in_update
 
 log = logging.getLogger("tracknet")
 
@@ -106,8 +107,11 @@ class TrainingStep:
         refuse_batch_statistics(self._summed_loss.model)
         self._micro_batch = micro_batch
         self._optimizer.zero_grad(set_to_none=True)
-        self._gradients = self._ranks.together(lambda: FlatGradients(self._summed_loss.model.parameters()))
-        self._ranks.sum_(self._gradients.buffer)  # what the first reduction allocates is had now, where nothing needs to be retried
+        flat = self._ranks.size > 1
+        self._gradients = self._ranks.together(lambda: Gradients(self._summed_loss.model.parameters(), flat=flat))
+        if flat:
+            # what the first reduction allocates is had now, where nothing needs to be retried
+            self._ranks.sum_(self._gradients.tensors()[0])
 
     def __call__(self, batch: Batch | UserError, step: int, stop: bool) -> StepResult:
         """Runs one step. All ranks call this.
@@ -129,17 +133,20 @@ class TrainingStep:
                 self.raise_failure(batch if isinstance(batch, UserError) else None)
             if not total.out_of_memory:
                 break
-            self._micro_batch.back_off(retries)
+            try:
+                self._micro_batch.back_off(retries)
+            except UserError as reason:
+                raise memory_ran_out(step, reason) from None
             retries += 1
         if total.non_finite:
             self._refuse_non_finite(non_finite, step)
         if retries:
             pieces = max(1, math.ceil(own.samples / size))
             now = f"{pieces} micro-batches of {size}" if pieces > 1 else f"1 micro-batch of {size}"
-            log.warning("step %d: out of memory at %d; now %s, the update is unchanged", step, first_size, now)
+            log.warning("step %d: out of memory at %d; now %s, the update is unchanged", step + 1, first_size, now)
         grad_norm, skipped = self._update(total.labeled_frames, step)
         if not retries and self._micro_batch.passed():
-            log.info("step %d: trying micro-batches of %d again", step + 1, self._micro_batch.value)
+            log.info("step %d: trying micro-batches of %d again", step + 2, self._micro_batch.value)
         loss = total.loss / max(1.0, total.labeled_frames)
         return StepResult(loss, grad_norm, skipped, int(total.samples), size, retries, bool(total.stop))
 
@@ -153,7 +160,7 @@ class TrainingStep:
             return Sums(failed=1.0), []
         out_of_memory = False
         try:
-            self._gradients.zero_()
+            self._gradients.clear()
             losses = [self._summed_loss.backward(part, step) for part in batch.split(size)]
             per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
             non_finite = ~torch.isfinite(per_sample)
@@ -189,14 +196,17 @@ class TrainingStep:
         Returns:
             the gradient's norm before clipping, and whether fp16's scaler skipped the update.
         """
-        gradient = self._ranks.sum_(self._gradients.buffer)
-        gradient.mul_(self._summed_loss.nominal_frames / max(1.0, labeled_frames))
+        gradients = self._gradients.tensors()
+        if self._ranks.size > 1:
+            self._ranks.sum_(gradients[0])
         self._scaler.unscale_(self._optimizer)
-        norm = float(torch.linalg.vector_norm(gradient))
+        factor = self._summed_loss.nominal_frames / max(1.0, labeled_frames)
+        norm = float(get_total_norm(gradients)) * factor
         if not math.isfinite(norm) and not self._scaler.is_enabled():
             raise gradient_is_not_finite(step)
         if self._clip_norm > 0:
-            gradient.mul_(min(1.0, self._clip_norm / (norm + 1e-6)))  # 1e-6: as torch.nn.utils.clip_grad_norm_
+            factor *= min(1.0, self._clip_norm / (norm + 1e-6))  # 1e-6: as torch.nn.utils.clip_grad_norm_
+        torch._foreach_mul_(gradients, factor)  # once for the mean and the clipping
         scale_before = self._scaler.get_scale()
         try:
             self._scaler.step(self._optimizer)
@@ -207,5 +217,5 @@ class TrainingStep:
             self._failure = out_of_memory_in_update(step)
         self._scaler.update()
         if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
-            raise UserError(f"step {step}: fp16's gradients overflow at every loss scale down to 1; set training.precision=bf16 or fp32")
+            raise fp16_overflows(step)
         return norm, self._scaler.get_scale() < scale_before

@@ -12,12 +12,14 @@ from tracknet.schema.training import TrainingConfig
 from tracknet.training.optimization import LearningRate
 from tracknet.training.out_of_memory import peak_memory_gb
 from tracknet.training.progress import Progress
+from tracknet.training.sharded_step import ShardedStep
 from tracknet.training.state import TrainingState
 from tracknet.training.step import StepResult, TrainingStep
 
 log = logging.getLogger("tracknet")
 
 SELECTION_METRIC = "val/f1_tracknetv2"
+Step = TrainingStep | ShardedStep
 
 
 class Ending(Enum):
@@ -35,7 +37,7 @@ class Trainer:
         config: TrainingConfig,
         *,
         state: TrainingState,
-        training_step: TrainingStep,
+        training_step: Step,
         learning_rate: LearningRate,
         batches: EpochLoader,
         total_steps: int,
@@ -68,11 +70,13 @@ class Trainer:
         self._evaluate, self._save = evaluate, save
         self._log_metrics, self._progress, self._stop_requested = log_metrics, progress, stop_requested
         self._backbone_frozen_epochs = backbone_frozen_epochs
-        self._retries = 0  # of this launch
+        self._retries = 0  # since they were last logged
 
-    def fit(self) -> Ending:
-        """Trains from the state's position to the end of the run."""
+    def fit(self, save_first: bool = False) -> Ending:
+        """Trains from the state's position to the end of the run; `save_first` writes a checkpoint before the first step."""
         position = self._state.position
+        if save_first:
+            self._save(self._state, False)
         with closing(self._progress):
             if self._evaluation_is_due():  # a signal stopped an earlier launch between the step and its evaluation
                 self._evaluate_and_save()
@@ -128,6 +132,7 @@ class Trainer:
                 "train/samples_per_s": self._progress.samples_per_s,
             }
             self._log_metrics(step, metrics)
+            self._retries = 0
 
     def _evaluation_is_due(self) -> bool:
         position, every_steps = self._state.position, self._config.evaluation.every_epochs * len(self._loader)

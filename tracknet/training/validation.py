@@ -12,6 +12,7 @@ from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
 from tracknet.evaluation import Detections, Preview, count_by_game, detect, join_detections, named_scores
+from tracknet.models import TrackNetModel
 from tracknet.training.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
 from tracknet.training.state import EVALUATION, TrainingState
@@ -65,23 +66,22 @@ class Validation:
         """What this rank finds in its windows; holds no collective."""
         found: list[Detections] = []
         previews: list[Preview] = []
-        model = self._state.model
-        training = model.training
-        with self._state.ema.averaged() if self._state.ema else nullcontext():
+        with self._state.finished_model() as model:
+            training = model.training
             model.train(False)
             for batch in self._batches.epoch(0):
                 if isinstance(batch, UserError):
                     raise batch
-                for detections, shown in self._detect_batch(batch):
+                for detections, shown in self._detect_batch(model, batch):
                     found.append(detections)
                     previews += shown
             model.train(training)
         return join_detections(found), previews
 
-    def _detect_batch(self, batch: Batch) -> list[tuple[Detections, list[Preview]]]:
+    def _detect_batch(self, model: TrackNetModel, batch: Batch) -> list[tuple[Detections, list[Preview]]]:
         """A batch in pieces that fit into memory. A rank falls back alone here, for a window's result does not depend on the others."""
-        model, index, device = self._state.model, self._batches.dataset.index, self._ranks.device
-        retries, first_size = 0, self._size.value
+        index, device = self._batches.dataset.index, self._ranks.device
+        retries = 0
         while True:
             found = []
             out_of_memory = False
@@ -97,8 +97,6 @@ class Validation:
             release_memory(device)  # not in the `except` block: the traceback keeps the tensors alive
             self._size.back_off(retries)
             retries += 1
-        if retries:
-            log.warning("evaluation: out of memory at %d; now %d windows at once", first_size, self._size.value)
         return found
 
     def _agree(self, size_before: int) -> None:
@@ -107,3 +105,5 @@ class Validation:
         self._size.restore(smallest)
         if self._size.value == size_before:
             self._size.passed(len(self._batches))
+        elif self._size.value < size_before:
+            log.warning("evaluation: out of memory at %d; now %d windows at once", size_before, self._size.value)
