@@ -32,6 +32,7 @@ from tracknet.geometry import resize_points
 from tracknet.heatmap import render_heatmaps
 from tracknet.losses import frame_losses
 from tracknet.models import TrackNetModel, build_model
+from tracknet.models.layers import PerSampleConv1x1
 from tracknet.schema.root import Config
 from tracknet.schema.training import gradient_bound
 from tracknet.training.gradient import SummedLoss
@@ -92,6 +93,9 @@ def exact_step(config: Config, model: TrackNetModel, batch: Batch, accelerator: 
 def plain_step(config: Config, model: TrackNetModel, batch: Batch, accelerator: Accelerator) -> Step:
     """What one would write without this trainer, straight from PyTorch's documentation."""
     training, device = config.training, accelerator.device
+    for module in model.modules():
+        if isinstance(module, PerSampleConv1x1):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     forward: nn.Module = DistributedDataParallel(model) if accelerator.num_processes > 1 else model
     optimizer = build_optimizer(training.optimizer, model.parameters())
 
@@ -139,7 +143,7 @@ def measure(exact: Step, plain: Step, ranks: Ranks, seconds: float) -> tuple[lis
     """
     for _ in range(WARM_UP_STEPS):
         exact_norm, plain_norm = exact(), plain()
-        if not math.isclose(exact_norm, plain_norm, rel_tol=0.05):  # loose: rounding grows from update to update
+        if not math.isclose(exact_norm, plain_norm, rel_tol=0.01):  # rounding grows from update to update
             raise RuntimeError(f"the two loops do not make the same update: gradient norms {exact_norm} and {plain_norm}")
     steps: int = ranks.from_main(math.ceil(BLOCK_S / timed_block(plain, 1, ranks).wall_s))
     exact_blocks: list[Block] = []
@@ -184,7 +188,7 @@ def run(rank: int, arguments: argparse.Namespace, port: int) -> None:
     if config.data.preprocess.resize is None:
         raise ConfigError("data.preprocess.resize=null: there are no clips here to take a size from; give it as [width,height]")
     input_wh = (config.data.preprocess.resize[0], config.data.preprocess.resize[1])
-    model = build_model(config.model, config.data, input_wh).to(accelerator.device)
+    model = build_model(config.model, config.data, input_wh).to(accelerator.device, memory_format=torch.channels_last)
     batch, ranks = random_batch(config, input_wh, rank), Ranks(accelerator)
     if ranks.is_main:
         device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"{platform.machine()} CPU, {cores} cores"

@@ -142,7 +142,7 @@ class Side:
 
     def release_backbone(self) -> None:
         self.state.model.freeze_backbone(False)
-        self.step.phase_changed(self.state.micro_batch_size)
+        self.step.begin_phase(self.state.micro_batch_size)
 
     def __call__(self, batch: Batch, step: int) -> StepResult:
         result = self.step(batch, step=step, stop=False)
@@ -232,7 +232,7 @@ def run_out_of_memory(ranks: Ranks, out: Path, place: str) -> dict[str, Any]:
     try:
         side(make_batch(4, 1.0, seed=3 + ranks.rank), 12)
     except UserError as error:
-        noted = read_size_note(out)
+        noted = read_size_note(out, side.state.micro_batch_sizes)
         return {"said": str(error), "noted": noted[WHOLE_MODEL]["value"] if noted else None}
     return {"said": "nothing"}
 

@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from clips import blob_picture, first_frames_of_real_clip, label_rows, write_cli
 
 from tracknet.data.batch import Batch
 from tracknet.data.build import Datasets, build_datasets
+from tracknet.data.dataset import WindowDataset
 from tracknet.data.loader import EpochLoader
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import ConfigError, DataError, UserError
@@ -326,3 +328,35 @@ def test_the_demo_is_drawn_once_for_all_ranks(tmp_path: Path) -> None:
     assert one.input_wh == other.input_wh == (128, 72)
     assert (len(one.train.index), len(one.val.index)) == (4, 4)
     assert torch.equal(torch.from_numpy(one.train[0, 0].frames), torch.from_numpy(other.train[0, 0].frames))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(errno.ENOMEM, "no"), MemoryError()])
+def test_memory_that_runs_out_while_loading_comes_as_a_line(root: Path, workers: int, error: Exception, monkeypatch) -> None:
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(WindowDataset, "collate", fails)
+    loader = loader_for(build_datasets(config_for(root), seed=1), workers)
+    got = next(loader.epoch(0))
+    assert isinstance(got, UserError)
+    assert ("num_workers" in str(got)) == (workers > 0)
+
+
+def test_a_batch_that_a_worker_cannot_hand_over_comes_as_a_line(root: Path, monkeypatch) -> None:
+    def fails(self):
+        raise RuntimeError("unable to mmap 98304 bytes from file </torch_1>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(Batch, "share_memory", fails)
+    assert isinstance(next(loader_for(build_datasets(config_for(root), seed=1), 1).epoch(0)), UserError)
+
+
+def test_memory_that_runs_out_in_receiving_a_batch_comes_as_a_line(root: Path, monkeypatch) -> None:
+    loader = loader_for(build_datasets(config_for(root), seed=1), 0)
+
+    def fails(self, index):
+        raise RuntimeError("unable to mmap 98304 bytes: Cannot allocate memory (12)")
+
+    batches = loader.epoch(0)
+    monkeypatch.setattr(type(loader._loader.dataset), "__getitem__", fails)
+    assert isinstance(next(batches), UserError)

@@ -20,7 +20,7 @@ from tracknet.data.batch import Batch
 from tracknet.losses import frame_losses
 from tracknet.models import build_model
 from tracknet.schema.training import LossConfig
-from tracknet.training.gradient import Gradients, SummedLoss
+from tracknet.training.gradient import Gradients, SummedLoss, squared_norm
 from tracknet.utils.config import build_cfg, typed
 
 PROBE = Path(__file__).with_name("exactness_probe.py")
@@ -138,3 +138,11 @@ def test_the_demos_network_keeps_within_float32s_tolerance(loss):
 
     whole = gradient(size)
     assert max(relative_error(gradient(cut), whole) for cut in (4, 2, 1)) <= TOLERANCE["float32"]
+
+
+def test_the_norm_of_many_numbers_is_right_in_float32():
+    numbers = torch.randn(4, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    parts = [numbers[0], numbers[1].t(), numbers[2:].flatten()[1:]]
+    expected = sum(float(part.double().square().sum()) for part in parts)
+    assert float(squared_norm(parts)) == pytest.approx(expected, rel=1e-6)
+    assert float(squared_norm([torch.zeros(0), torch.full((3,), 2.0)])) == pytest.approx(12.0, rel=1e-6)

@@ -11,10 +11,10 @@ from small_models import small_model
 from test_step import TinyNetwork, make_batch
 
 from tracknet.losses import frame_losses
+from tracknet.out_of_memory import is_out_of_memory, peak_memory_gb
 from tracknet.schema.training import LossConfig, TrainingConfig
 from tracknet.training.gradient import SummedLoss
 from tracknet.training.microbatch import MicroBatchSize
-from tracknet.training.out_of_memory import is_out_of_memory, peak_memory_gb
 from tracknet.training.ranks import Ranks
 from tracknet.training.step import StepResult, TrainingStep
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracknet.errors import ConfigError, UserError
-from tracknet.training.out_of_memory import is_out_of_memory, peak_memory_gb, release_memory
+from tracknet.out_of_memory import is_out_of_memory, peak_memory_gb, release_memory
 
 CUDA_HINT = "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3699, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.28.9"

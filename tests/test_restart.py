@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tracknet.training.checkpoint import CheckpointStore
-from tracknet.training.restart import launcher_of, same_launcher, was_restarted
+from tracknet.training.restart import launcher_of, needs_keys_of_its_own, same_launcher, was_restarted
 from tracknet.training.resume import find_own_run
 
 PROBE = Path(__file__).with_name("restart_probe.py")
@@ -40,10 +40,18 @@ def test_a_launcher_is_known_again_and_is_no_other():
     assert not was_restarted({})
 
 
+def test_only_the_launcher_of_all_processes_gives_an_attempt_keys_of_its_own():
+    assert needs_keys_of_its_own({"TORCHELASTIC_RESTART_COUNT": "1", "GROUP_WORLD_SIZE": "1"})
+    assert not needs_keys_of_its_own({"TORCHELASTIC_RESTART_COUNT": "0", "GROUP_WORLD_SIZE": "1"})
+    assert not needs_keys_of_its_own({"TORCHELASTIC_RESTART_COUNT": "1", "GROUP_WORLD_SIZE": "2"})
+
+
 def test_the_run_that_the_launcher_began_is_found_among_others(tmp_path):
     own = save(tmp_path / "run-20260101-000001-s1", 4, OWN)
     save(tmp_path / "run-20260101-000000-s1", 4, None)  # of an older version of TrackNet
     save(tmp_path / "run-20260101-000002-s1", 9, OTHER)
+    (save(tmp_path / "run-20260101-000003-s1", 9, OTHER) / "state.json").write_text('{"format_version": 99}')
+    (save(tmp_path / "run-20260101-000004-s1", 9, OTHER) / "state.json").write_text("damaged")
     found = find_own_run(OWN, tmp_path)
     assert found is not None
     assert found.checkpoint == own

@@ -180,6 +180,6 @@ def test_a_stopped_run_keeps_its_checkpoint_and_goes_on_by_hand_without_sharding
     assert json.loads((only_run(tmp_path / "logs") / "run.json").read_text())["launches"][0]["exit"]["message"] == SAID
     resumed = train_probe(clips, tmp_path, WHOLE, "nowhere", "--resume", "auto")
     assert resumed.returncode == 0, resumed.stderr
-    assert any(line.endswith("going on with micro-batches of 2") for line in resumed.stderr.splitlines())
+    assert any(line.endswith("going on with micro-batches of 2 (whole model)") for line in resumed.stderr.splitlines())
     np.testing.assert_allclose(losses_of(tmp_path), whole, rtol=1e-4)
     assert not (run / FILE).exists()

@@ -220,7 +220,7 @@ def test_running_out_of_memory_in_the_update_is_not_retried():
     step = make_step(network, TrainingConfig(batch_size=6))
     step._optimizer.step = FailsAbove(-1, MemoryError()).update
     step(batch, step=4, stop=False)  # all ranks leave together, and the others do not know yet
-    for tell in (lambda: step(batch, step=5, stop=False), step.raise_failure):
+    for tell in (lambda: step(batch, step=5, stop=False), step.raise_any_failure):
         with pytest.raises(UserError, match="step 5: out of memory in the optimizer's update"):
             tell()
 
@@ -256,3 +256,12 @@ def test_batch_statistics_are_refused_unless_they_are_frozen():
 def test_a_batch_that_cannot_be_loaded_ends_the_run_with_its_reason():
     with pytest.raises(UserError, match="frame 7 is broken"):
         make_step(TinyNetwork(), TrainingConfig(batch_size=4))(UserError("frame 7 is broken"), step=0, stop=False)
+
+
+def test_a_small_batch_backs_off_from_what_it_holds_and_proves_nothing_larger():
+    network = TinyNetwork(fail=FailsAbove(2, MemoryError()))
+    step = make_step(network, TrainingConfig(batch_size=32, oom_retries=1, mb_growth_steps=2))
+    result = step(make_batch(3, seed=9), step=0, stop=False)
+    assert (result.micro_batch_size, result.retries) == (2, 1)
+    assert [step(make_batch(1, seed=9), step=n, stop=False).micro_batch_size for n in range(1, 9)] == [2] * 8
+    assert [step(make_batch(2, seed=9), step=n, stop=False).micro_batch_size for n in range(9, 12)] == [2, 2, 4]

@@ -18,6 +18,7 @@ from transformers import AutoModel
 from tracknet.models import TrackNetModel
 from tracknet.scripts.train import main
 from tracknet.training import validation
+from tracknet.training.gradient import SummedLoss
 from tracknet.training.tracking import Tracker
 
 MEASURED = {"train/samples_per_s", "train/peak_memory_gb"}  # differ from run to run
@@ -304,3 +305,49 @@ def test_saved_config_rebuilds_the_run(clips, tmp_path):
     config = only_run(tmp_path / "first" / "logs") / "config.yaml"
     assert main(["--config", str(config), "--output-dir", str(tmp_path / "second")]) == 0
     assert losses_of(tmp_path / "second") == losses_of(tmp_path / "first")
+
+
+def test_an_update_that_failed_is_in_no_checkpoint(clips, tmp_path, monkeypatch, capfd):
+    updates = []
+
+    def fails_in_the_last_step_before_an_evaluation(self, closure=None):
+        updates.append(self)
+        if len(updates) == 4:
+            raise MemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails_in_the_last_step_before_an_evaluation)
+    assert main(arguments(clips, tmp_path)) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("step 4: out of memory in the optimizer's update")
+    assert not list(tmp_path.glob("checkpoints/run-*/step-*"))
+
+
+def test_each_phase_of_training_remembers_its_own_micro_batch_size(clips, tmp_path, monkeypatch):
+    backward = SummedLoss.backward
+
+    def with_less_room_for_the_whole_model(self, batch, step):
+        if len(batch) > (2 if self.model.backbone_frozen else 1):
+            raise MemoryError
+        return backward(self, batch, step)
+
+    monkeypatch.setattr(SummedLoss, "backward", with_less_room_for_the_whole_model)
+    phases = ("training.backbone_freeze_epochs=1", "training.ema_decay=0")
+    log = Tracker.log
+
+    def log_and_signal(self, step, metrics):
+        log(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log", log_and_signal)
+        assert main(arguments(clips, tmp_path, *phases)) == 75
+    assert main([*arguments(clips, tmp_path, *phases), "--resume"]) == 0
+    lines = [line for line in metrics_of(tmp_path) if "train/loss" in line]
+    assert [line["train/micro_batch_size"] for line in lines] == [2] * 4 + [1] * 8
+    assert [line["train/oom_retries"] for line in lines] == [1, 0, 0, 0, 2] + [0] * 7
+    state = json.loads((only_run(tmp_path / "checkpoints") / "last" / "state.json").read_text())["state"]
+    assert {phase: size["value"] for phase, size in state["micro_batch_sizes"].items()} == {
+        "frozen_backbone": 2,
+        "whole_model": 1,
+        "evaluation": 4,
+    }

@@ -49,6 +49,10 @@ class Batch:
         """In page-locked memory; called by the DataLoader."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> "Batch":
+        """In memory that other processes can map."""
+        return self._map(Tensor.share_memory_)
+
     def blank_window(self) -> "Batch":
         """One window of zeros of this batch's shapes, with nothing labelled; the batch may be empty."""
         return self._map(lambda tensor: torch.zeros((1, *tensor.shape[1:]), dtype=tensor.dtype))

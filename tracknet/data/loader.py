@@ -9,12 +9,13 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tracknet.data.batch import Batch
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import UserError
+from tracknet.out_of_memory import is_out_of_memory
 from tracknet.schema.training import DataLoaderConfig
 
 
@@ -24,18 +25,25 @@ class _WholeBatches(Dataset[Batch | UserError]):
     A user's error is handed over as a value: PyTorch would wrap it in a traceback, and then wait seconds for workers that do not end.
     """
 
-    def __init__(self, dataset: WindowDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: WindowDataset, num_workers: int) -> None:
+        self.dataset, self.num_workers = dataset, num_workers
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
         try:
-            return self.dataset.collate([self.dataset[key] for key in keys])
+            batch = self.dataset.collate([self.dataset[key] for key in keys])
+            # In a worker: else its queue's thread does it, and where that runs out of memory, the batch never comes and nobody is told.
+            return batch.share_memory() if get_worker_info() else batch
         except UserError as error:
             return error
-        except MemoryError:
-            return UserError(
-                "out of memory while loading a batch; lower training.data_loader.num_workers or training.data_loader.prefetch_factor"
-            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return _out_of_memory(self.num_workers)
+
+
+def _out_of_memory(num_workers: int) -> UserError:
+    lower = "training.data_loader.num_workers or training.data_loader.prefetch_factor" if num_workers else "training.batch_size"
+    return UserError(f"out of memory while loading a batch; lower {lower}")
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -56,7 +64,7 @@ class EpochLoader:
         self.sampler = sampler
         workers = config.num_workers
         self._loader: DataLoader[Batch | UserError] = DataLoader(
-            _WholeBatches(dataset),
+            _WholeBatches(dataset, workers),
             batch_size=None,  # the sampler's items are whole batches
             sampler=sampler,
             collate_fn=_as_it_is,
@@ -83,7 +91,20 @@ class EpochLoader:
         What cannot be loaded comes as an error in the batch's place, and whoever takes it ends all ranks with it.
         """
         self.sampler.set_position(epoch, first_batch)
-        return iter(self._loader)
+        return self._received(iter(self._loader))
+
+    def _received(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
+        """The batches as they come; memory may run out in receiving one too."""
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                batch = _out_of_memory(self._loader.num_workers)
+            yield batch
 
 
 def _start_worker(worker: int) -> None:

@@ -16,7 +16,7 @@ from tracknet.training.launch import (
     world_from_environment,
 )
 from tracknet.training.precision import MIXED_PRECISION, resolve_precision, supported_precisions
-from tracknet.training.restart import new_attempt_init_method, was_restarted
+from tracknet.training.restart import needs_keys_of_its_own, new_attempt_init_method
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait for the slowest to decode its share of a large data set; a dead one is seen at once
 
@@ -38,7 +38,7 @@ def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
     # accelerate's default for FSDP; transformers would then leave pretrained weights out on all ranks of a machine but one
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     joining = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)
-    if was_restarted(os.environ):
+    if needs_keys_of_its_own(os.environ):
         joining.init_method = new_attempt_init_method()
     accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[joining])
     # again: without ACCELERATE_USE_CPU, --multi_gpu on a CPU sets WORLD_SIZE and yet leaves the processes unconnected

@@ -1,6 +1,6 @@
 """The gradient of a summed loss, micro-batch by micro-batch: what every way of making a step has in common."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -103,6 +103,22 @@ class Gradients:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         return gradients
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of all numbers, a float64 scalar (float32 on MPS).
+
+    In pieces of 64 Ki numbers: on a CPU torch sums one long float32 vector so roughly that the norm of 14 M gradients was wrong by 3e-4.
+    """
+    flat = [tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset()) for tensor in tensors]
+    pieces = [piece for numbers in flat for piece in torch.split(numbers, 1 << 16)]
+    norms = torch.stack(torch._foreach_norm(pieces))
+    return norms.to(accumulation_dtype(norms.device)).square().sum()
+
+
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """For sums over many samples; MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

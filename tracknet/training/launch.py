@@ -95,14 +95,15 @@ def check_world_size(found: int, environ: Mapping[str, str], ancestors: Sequence
         cpu = request.cpu or _is_true(environ, "ACCELERATE_USE_CPU") or not _has_gpu()
         raise ConfigError(
             f"found {_processes(found)} where {expected} {'was' if expected == 1 else 'were'} expected; "
-            f"{recipe(expected, request.num_machines or 1, cpu=cpu)}"
+            f"{recipe(expected, request.num_machines or 1, cpu=cpu, sharded=sharding_requested(environ))}"
         )
 
 
-def recipe(num_processes: int, num_machines: int, *, cpu: bool) -> str:
+def recipe(num_processes: int, num_machines: int, *, cpu: bool, sharded: bool = False) -> str:
     """The commands that start `num_processes` on `num_machines` (both in total), on CPU or on GPUs, in one line."""
-    variables = f"{'CPU=1 ' if cpu else ''}NUM_PROCESSES={num_processes}"
-    several = "--multi_gpu " if num_processes > 1 else ""
+    config = "ACCELERATE_CONFIG=accelerate_configs/fsdp2.yaml " if sharded else ""
+    variables = f"{config}{'CPU=1 ' if cpu else ''}NUM_PROCESSES={num_processes}"
+    several = "--use_fsdp --fsdp_version 2 " if sharded else "--multi_gpu " if num_processes > 1 else ""
     options = f"{several}--num_processes {num_processes}"
     if cpu and num_processes == 1:
         options = f"--cpu {options}"
@@ -158,6 +159,9 @@ def check_sharding(resolved_precision: str, found: int, environ: Mapping[str, st
     """
     if not sharding_requested(environ):
         return
+    reshard = environ.get("FSDP_RESHARD_AFTER_FORWARD", "true")
+    if reshard.lower() not in ("true", "false"):
+        raise ConfigError(f"accelerate was given fsdp_reshard_after_forward {reshard}; FSDP2 takes true or false")
     if environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
             f"accelerate was given FSDP version {environ.get('FSDP_VERSION', '1')}, which is not supported; give it --fsdp_version 2"

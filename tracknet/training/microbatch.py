@@ -34,24 +34,26 @@ class MicroBatchSize:
         self._failures = [0] * len(self._sizes)
         self._clean_steps = 0
         self._climbing = False  # since the last trial no memory ran out
-        self._trials = 0  # in this step: a failed one is no retry that `oom_retries` counts, for the run did not need it
+        self._trials = 0  # since the last clean step: a failed one is no retry that `oom_retries` counts, for the run did not need it
 
     @property
     def value(self) -> int:
         """The size to use now."""
         return self._sizes[self._rung]
 
-    def back_off(self, retries: int) -> None:
-        """Takes the next smaller size after memory ran out at the present one.
+    def back_off(self, retries: int, tried: int | None = None) -> None:
+        """Takes the next smaller size after memory ran out.
 
         Args:
             retries: how often this step was tried again already.
+            tried: samples of the largest micro-batch there was; None is the present size. A small batch may have had fewer.
 
         Raises:
             UserError: the settings allow no further attempt; the message says what to lower.
         """
         config = self._config
-        at_failure = f"out of memory {self._where}at micro-batches of {self.value}"
+        tried = self.value if tried is None else min(tried, self.value)
+        at_failure = f"out of memory {self._where}at micro-batches of {tried}"
         if not config.adaptive_micro_batch:
             raise UserError(f"{at_failure}; lower {self._start_key}, or set training.adaptive_micro_batch=true")
         if retries >= config.oom_retries + self._trials:
@@ -59,23 +61,29 @@ class MicroBatchSize:
                 f"{at_failure} after {retries} {'retry' if retries == 1 else 'retries'} (training.oom_retries={config.oom_retries});"
                 f" start lower with {self._start_key}, or allow more retries"
             )
-        if self._rung == len(self._sizes) - 1:
+        if tried <= self._sizes[-1]:
             raise UserError(
                 f"{at_failure}, the smallest that training.min_micro_batch_size={config.min_micro_batch_size} allows;"
                 " lower it if it is above 1, else data.sequence.length, data.preprocess.resize, data.augment.crop or the model"
             )
-        self._failures[self._rung] += 1
-        self._rung += 1
+        while self.value >= tried:
+            self._failures[self._rung] += 1
+            self._rung += 1
         self._clean_steps, self._climbing = 0, False
 
-    def passed(self, steps: int = 1) -> bool:
+    def passed(self, steps: int = 1, tried: int | None = None) -> bool:
         """Counts steps that needed no retry.
+
+        Args:
+            steps: how many.
+            tried: samples of the largest micro-batch in them; None is the present size. What a smaller size has room for shows nothing.
 
         Returns:
             whether the next step tries a larger size.
         """
         every_steps = self._config.mb_growth_steps
-        if every_steps == 0 or not self._config.adaptive_micro_batch:
+        shows_nothing = tried is not None and tried <= max(self._sizes[self._rung + 1 :], default=0)
+        if every_steps == 0 or not self._config.adaptive_micro_batch or shows_nothing:
             return False
         self._clean_steps += steps
         self._trials = 0
@@ -107,16 +115,38 @@ class MicroBatchSize:
             "trials": self._trials,
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Takes everything back; under settings that make other sizes, it stays at the start, as the settings say."""
-        if saved["sizes"] == self._sizes:
-            self._rung = self._sizes.index(saved["value"])
-            self._failures, self._clean_steps = list(saved["failures"]), saved["clean_steps"]
-            self._climbing, self._trials = saved["climbing"], saved["trials"]
+    def restore(self, saved: Mapping[str, Any]) -> bool:
+        """Takes everything back from `as_json`; under settings that make other sizes, it stays at the start, as the settings say.
+
+        Returns:
+            whether it took it.
+        """
+        if saved["sizes"] != self._sizes:
+            return False
+        self._rung = self._sizes.index(saved["value"])
+        self._failures, self._clean_steps = list(saved["failures"]), saved["clean_steps"]
+        self._climbing, self._trials = saved["climbing"], saved["trials"]
+        return True
+
+
+def is_saved_size(value: object) -> bool:
+    """Whether a value out of a file is what `MicroBatchSize.as_json` gives."""
+    match value:
+        case {
+            "sizes": list(sizes),
+            "value": int(size),
+            "failures": list(failures),
+            "clean_steps": int(),
+            "climbing": bool(),
+            "trials": int(),
+        }:
+            whole = all(isinstance(number, int) and number >= 0 for number in [*sizes, *failures])
+            return whole and size in sizes and len(sizes) == len(failures)
+    return False
 
 
 def _ladder(start: int, config: TrainingConfig) -> list[int]:
     sizes = [start]
-    while sizes[-1] > config.min_micro_batch_size:
+    while config.adaptive_micro_batch and sizes[-1] > config.min_micro_batch_size:
         sizes.append(max(config.min_micro_batch_size, sizes[-1] // config.mb_backoff_factor))
     return sizes

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tracknet.data.prepare import on_all_ranks
 from tracknet.errors import UserError
-from tracknet.training.out_of_memory import is_out_of_memory
+from tracknet.out_of_memory import is_out_of_memory
 
 Result = TypeVar("Result")
 

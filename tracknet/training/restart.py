@@ -39,6 +39,14 @@ def same_launcher(one: object, other: object) -> bool:
     return False
 
 
+def needs_keys_of_its_own(environ: Mapping[str, str]) -> bool:
+    """Whether this attempt's processes must not meet under the keys of an earlier one.
+
+    On several machines each launcher counts its own restarts, so that the count names no common attempt; there torch's own way remains.
+    """
+    return was_restarted(environ) and environ.get("GROUP_WORLD_SIZE") == "1"
+
+
 def was_restarted(environ: Mapping[str, str]) -> bool:
     """Whether the launcher has started this process again after a failure."""
     return int(environ.get(RESTART_COUNT, "0")) > 0

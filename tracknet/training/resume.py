@@ -1,5 +1,6 @@
 """Where a run goes on: which checkpoint `--resume` means, and whether the configuration still fits it."""
 
+import contextlib
 import logging
 import os
 import re
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracknet.errors import ConfigError
+from tracknet.errors import ConfigError, UserError
 from tracknet.schema.root import Config
 from tracknet.schema.runtime import RuntimeConfig
 from tracknet.training.checkpoint import (
@@ -87,11 +88,19 @@ def find_own_run(launcher: object, ckpt_dir: Path) -> ResumePoint | None:
     """
     try:
         for folder in _run_folders(ckpt_dir):
-            if (info := _newest_good(folder)) and same_launcher(info.state.get("launcher"), launcher):
+            if _was_begun_by(launcher, folder) and (info := _newest_good(folder)):
                 return _resume_point(info)
     except OSError as error:
         raise ConfigError(f"restart: {error.filename}: {error.strerror}") from error
     return None
+
+
+def _was_begun_by(launcher: object, run_folder: Path) -> bool:
+    """By any of its checkpoints; those that are damaged or of another version show nothing."""
+    for path in _newest_first(run_folder):
+        with contextlib.suppress(UserError):
+            return same_launcher(inspect_checkpoint(path).state.get("launcher"), launcher)
+    return False
 
 
 def _newest_run(ckpt_dir: Path, runtime: RuntimeConfig) -> ResumePoint | None:

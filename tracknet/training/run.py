@@ -181,11 +181,12 @@ def _build_state(config: Config, continuation: Continuation | None, ranks: Ranks
 
 def _take_noted_sizes(state: TrainingState, continuation: Continuation, ranks: Ranks) -> None:
     """Takes the micro-batch sizes that the run ended with, if it ran out of memory after the checkpoint. All ranks call this."""
-    noted = ranks.from_main(ranks.on_main(lambda: read_size_note(continuation.point.checkpoint.parent)))
-    if noted:
-        for phase, size in state.micro_batch_sizes.items():
-            size.restore(noted[phase])
-        log.info("memory ran out after the checkpoint; going on with micro-batches of %d", state.micro_batch_size.value)
+    run_folder = continuation.point.checkpoint.parent
+    noted = ranks.from_main(ranks.on_main(lambda: read_size_note(run_folder, state.micro_batch_sizes)))
+    for phase, size in state.micro_batch_sizes.items():
+        before = size.value
+        if noted and size.restore(noted[phase]) and size.value < before:
+            log.info("memory ran out after the checkpoint; going on with micro-batches of %d (%s)", size.value, phase.replace("_", " "))
 
 
 def _restore(state: TrainingState, continuation: Continuation) -> None:

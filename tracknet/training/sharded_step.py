@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +10,13 @@ from torch.optim import Optimizer
 
 from tracknet.data.batch import Batch
 from tracknet.errors import UserError
-from tracknet.training.gradient import SummedLoss, refuse_batch_statistics
-from tracknet.training.last_word import last_word_of_others, leave_last_word
+from tracknet.out_of_memory import is_out_of_memory
+from tracknet.training.gradient import SummedLoss, accumulation_dtype, refuse_batch_statistics, squared_norm
+from tracknet.training.last_word import last_word
 from tracknet.training.microbatch import MicroBatchSize
-from tracknet.training.out_of_memory import is_out_of_memory
 from tracknet.training.ranks import Ranks
 from tracknet.training.refusals import gradient_is_not_finite, loss_is_not_finite, memory_ran_out, out_of_memory_in_update
-from tracknet.training.step import StepResult, accumulation_dtype
+from tracknet.training.step import StepResult
 
 
 class ShardedStep:
@@ -56,11 +55,10 @@ class ShardedStep:
         """
         self._summed_loss, self._optimizer, self._ranks = summed_loss, optimizer, ranks
         self._clip_norm, self._describe, self._keep_sizes = clip_norm, describe, keep_sizes
-        self._model: Any = summed_loss.model  # with the methods that sharding gave it
         self._failure: UserError | None = None  # of the last update, on this rank; the others hear of it in the next collective
-        self.phase_changed(micro_batch)
+        self.begin_phase(micro_batch)
 
-    def phase_changed(self, micro_batch: MicroBatchSize) -> None:
+    def begin_phase(self, micro_batch: MicroBatchSize) -> None:
         """To be called by all ranks when parameters were frozen or released, with the sizes that belong to what trains now."""
         refuse_batch_statistics(self._summed_loss.model)
         self._micro_batch = micro_batch
@@ -77,20 +75,10 @@ class ShardedStep:
         Raises:
             UserError: a rank has no batch, memory ran out, or a loss is not finite; on all ranks alike.
         """
-        try:
+        with last_word(lambda: self._give_up(step)):
             return self._step(batch, step, stop)
-        except Exception as error:
-            if is_out_of_memory(error):
-                reason = self._give_up(step)
-                leave_last_word(reason)
-                raise UserError(reason) from error
-            # a collective that fails here does so because a rank has left
-            said = last_word_of_others() if isinstance(error, RuntimeError) else None
-            if said is None:
-                raise
-            raise UserError(said) from error
 
-    def raise_failure(self, own: UserError | None = None) -> None:
+    def raise_any_failure(self, own: UserError | None = None) -> None:
         """Raises on all ranks what keeps any of them from going on; to be called by all ranks before they build on the last update.
 
         Args:
@@ -105,12 +93,16 @@ class ShardedStep:
         size = self._micro_batch.value
         try:
             self._micro_batch.back_off(0)
-            self._keep_sizes()
         except UserError as error:
             return str(memory_ran_out(step, error))
+        then = f"a restart goes on with {self._micro_batch.value}"
+        try:
+            self._keep_sizes()
+        except UserError as error:
+            then = f"restart it with training.micro_batch_size={self._micro_batch.value}, which could not be noted: {error}"
         reason = UserError(
             f"out of memory at micro-batches of {size} while the model is sharded, where a step cannot be tried again;"
-            f" the last checkpoint is whole, and a restart goes on with {self._micro_batch.value}"
+            f" the last checkpoint is whole, and {then}"
         )
         return str(memory_ran_out(step, reason))
 
@@ -120,7 +112,7 @@ class ShardedStep:
         labeled_here = 0.0 if isinstance(batch, UserError) else float(batch.labeled.sum())
         failures, stops, labeled_frames, *samples_of_ranks = self._announce(failed, stop, labeled_here, samples)
         if failures or isinstance(batch, UserError):
-            self.raise_failure(batch if isinstance(batch, UserError) else None)
+            self.raise_any_failure(batch if isinstance(batch, UserError) else None)
         assert isinstance(batch, Batch)
         size = self._micro_batch.value
         per_sample = self._accumulate(batch, step, max(1, math.ceil(max(samples_of_ranks) / size)))
@@ -137,7 +129,7 @@ class ShardedStep:
         return [float(value) for value in self._ranks.sum_(values.to(self._ranks.device)).tolist()]
 
     def _accumulate(self, batch: Batch, step: int, micro_batches: int) -> Tensor:
-        """Adds up the gradient, and reduces it over the ranks with the last micro-batch; as many on every rank.
+        """Adds up the gradient, reduced over the ranks with every micro-batch, so that none holds more than its slice of the sum.
 
         Returns:
             (B,), each sample's loss summed over its labelled frames.
@@ -146,7 +138,6 @@ class ShardedStep:
         own = list(batch.split(self._micro_batch.value))
         losses: list[Tensor] = []
         for number in range(micro_batches):
-            self._model.set_requires_gradient_sync(number == micro_batches - 1)
             if number < len(own):
                 losses.append(self._summed_loss.backward(own[number], step))
             else:
@@ -163,16 +154,15 @@ class ShardedStep:
         gradients = self._local_gradients()
         # reducing has divided by the number of ranks
         torch._foreach_mul_(gradients, self._summed_loss.nominal_frames * self._ranks.size / max(1.0, labeled_frames))
-        norms = torch.stack(torch._foreach_norm(gradients)).to(per_sample.dtype)
         non_finite = ~torch.isfinite(per_sample)
-        sums = torch.stack([per_sample.sum(), non_finite.sum().to(per_sample.dtype), norms.square().sum()])
-        loss, bad_samples, squared_norm = self._ranks.sum_(sums).tolist()
+        sums = torch.stack([per_sample.sum(), non_finite.sum().to(per_sample.dtype), squared_norm(gradients)])
+        loss, bad_samples, squares = self._ranks.sum_(sums).tolist()
         if bad_samples:
             own = batch.sample_index[non_finite.cpu()].tolist()
             raise loss_is_not_finite(step, self._ranks.gather([self._describe(index) for index in own]))
-        if not math.isfinite(squared_norm):
+        if not math.isfinite(squares):
             raise gradient_is_not_finite(step)
-        return loss, math.sqrt(squared_norm)
+        return loss, math.sqrt(squares)
 
     def _update(self, step: int, grad_norm: float) -> None:
         if self._clip_norm > 0:

@@ -4,16 +4,16 @@ A restart takes them in place of the checkpoint's own; the next checkpoint has t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from tracknet.errors import UserError
-from tracknet.training.durable import flush
-from tracknet.training.microbatch import MicroBatchSize
+from tracknet.training.microbatch import MicroBatchSize, is_saved_size
 from tracknet.utils.run_directory import write_atomically
 
 FILE = "micro_batch_sizes.json"
+_WITHOUT = "remove it to go on with the checkpoint's micro-batch sizes"
 
 
 def write_size_note(run_folder: Path, sizes: Mapping[str, MicroBatchSize]) -> None:
@@ -24,14 +24,17 @@ def write_size_note(run_folder: Path, sizes: Mapping[str, MicroBatchSize]) -> No
     """
     content = {phase: size.as_json() for phase, size in sizes.items()}
     write_atomically(run_folder / FILE, json.dumps(content, indent=1).encode())
-    flush(run_folder)
 
 
-def read_size_note(run_folder: Path) -> dict[str, Any] | None:
+def read_size_note(run_folder: Path, phases: Collection[str]) -> dict[str, Any] | None:
     """The sizes by phase, as `MicroBatchSize.restore` takes them; None where there is no note.
 
+    Args:
+        run_folder: with the run's checkpoints.
+        phases: that the note must have.
+
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is not what `write_size_note` writes.
     """
     file = run_folder / FILE
     try:
@@ -39,12 +42,20 @@ def read_size_note(run_folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}; remove it to go on with the checkpoint's micro-batch sizes") from error
-    if not isinstance(sizes, dict):
-        raise UserError(f"{file}: not a JSON object; remove it to go on with the checkpoint's micro-batch sizes")
+        raise UserError(f"{file}: {' '.join(str(error).split())}; {_WITHOUT}") from error
+    if not isinstance(sizes, dict) or set(sizes) != set(phases) or not all(map(is_saved_size, sizes.values())):
+        raise UserError(f"{file}: not the micro-batch sizes of a run; {_WITHOUT}")
     return sizes
 
 
 def remove_size_note(run_folder: Path) -> None:
-    """After a checkpoint that has the sizes."""
-    (run_folder / FILE).unlink(missing_ok=True)
+    """After a checkpoint that has the sizes.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    file = run_folder / FILE
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be removed: {error.strerror}") from error

@@ -14,12 +14,18 @@ from torch.optim import Optimizer
 from tracknet.models import TrackNetModel
 from tracknet.training.checkpoint import Checkpoint
 from tracknet.training.ema import Ema
+from tracknet.training.last_word import last_word
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.optimizer_state import pack_optimizer, unpack_optimizer
 from tracknet.training.sharding import as_sharded, full_tensors
 
 # What memory is needed for, each with a micro-batch size of its own.
 FROZEN_BACKBONE, WHOLE_MODEL, EVALUATION = "frozen_backbone", "whole_model", "evaluation"
+
+OUT_OF_MEMORY_IN_GATHERING = (
+    "out of memory while the slices of the model were put together, for which each process needs room for the whole; the last checkpoint"
+    " is whole; use fewer processes per machine, or a smaller model"
+)
 
 
 @dataclass
@@ -86,7 +92,8 @@ class TrainingState:
         """Prepares `finished_model` and `write_model`: brings the slices of a sharded model together. All ranks call this."""
         if self._twin:
             averages = self.ema.state_tensors() if self.ema else {}
-            self._twin.load_state_dict(full_tensors(self.model.state_dict() | averages, keep=True))
+            with last_word(lambda: OUT_OF_MEMORY_IN_GATHERING):
+                self._twin.load_state_dict(full_tensors(self.model.state_dict() | averages, keep=True))
 
     @contextmanager
     def finished_model(self) -> Iterator[TrackNetModel]:
@@ -123,7 +130,8 @@ class TrainingState:
         if self.ema:
             tensors["weights"] = dict(self.model.state_dict())
         if self.is_sharded:
-            return {name: full_tensors(group, keep) for name, group in tensors.items()}
+            with last_word(lambda: OUT_OF_MEMORY_IN_GATHERING):
+                return {name: full_tensors(group, keep) for name, group in tensors.items()}
         return tensors
 
     def as_json(self) -> dict[str, Any]:

@@ -3,27 +3,21 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from typing import NoReturn
+from dataclasses import astuple, dataclass, fields
 
 import torch
-from torch.nn.utils import get_total_norm
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tracknet.data.batch import Batch
 from tracknet.errors import UserError
-from tracknet.training.gradient import Gradients, SummedLoss, refuse_batch_statistics
+from tracknet.out_of_memory import is_out_of_memory, release_memory
+from tracknet.training.gradient import Gradients, SummedLoss, accumulation_dtype, refuse_batch_statistics, squared_norm
 from tracknet.training.microbatch import MicroBatchSize
-from tracknet.training.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
 from tracknet.training.refusals import fp16_overflows, gradient_is_not_finite, loss_is_not_finite, memory_ran_out, out_of_memory_in_update
 
 log = logging.getLogger("tracknet")
-
-
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """For sums over many samples; MPS has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
@@ -38,12 +32,16 @@ class Sums:
     stop: float = 0.0  # ranks that were asked to stop
     samples: float = 0.0
 
-    def over(self, ranks: Ranks) -> "Sums":
-        """The sums over all ranks. All ranks call this."""
+    def over(self, ranks: Ranks, room: Tensor) -> "Sums":
+        """The sums over all ranks. All ranks call this.
+
+        Args:
+            ranks: to sum over.
+            room: (7,) on the ranks' device; allocated before memory is short.
+        """
         if ranks.size == 1:
             return self
-        values = torch.tensor(astuple(self), dtype=accumulation_dtype(ranks.device), device=ranks.device)
-        return Sums(*ranks.sum_(values).tolist())
+        return Sums(*ranks.sum_(room.copy_(torch.tensor(astuple(self), dtype=room.dtype))).tolist())
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,14 @@ class TrainingStep:
         """
         self._summed_loss, self._scaler = summed_loss, summed_loss.scaler
         self._optimizer, self._ranks, self._clip_norm, self._describe = optimizer, ranks, clip_norm, describe
+        self._sums = torch.zeros(len(fields(Sums)), dtype=accumulation_dtype(ranks.device), device=ranks.device)
         self._failure: UserError | None = None  # of the last update, on this rank; the others hear of it in the next collective
-        self.phase_changed(micro_batch)
+        self.begin_phase(micro_batch)
 
-    def phase_changed(self, micro_batch: MicroBatchSize) -> None:
+    def begin_phase(self, micro_batch: MicroBatchSize) -> None:
         """To be called by all ranks when parameters were frozen or released, with the sizes that belong to what trains now."""
         refuse_batch_statistics(self._summed_loss.model)
-        self._micro_batch = micro_batch
+        self._micro_batch, self._is_trial = micro_batch, False
         self._optimizer.zero_grad(set_to_none=True)
         flat = self._ranks.size > 1
         self._gradients = self._ranks.together(lambda: Gradients(self._summed_loss.model.parameters(), flat=flat))
@@ -124,29 +123,31 @@ class TrainingStep:
         Raises:
             UserError: a rank has no batch, memory ran out at the smallest size allowed, or a loss is not finite; on all ranks alike.
         """
+        if self._is_trial:
+            log.info("step %d: trying micro-batches of %d again", step + 1, self._micro_batch.value)
         first_size, retries = self._micro_batch.value, 0
         while True:
             size = self._micro_batch.value
-            own, non_finite = self._accumulate(batch, step, size, stop)
-            total = own.over(self._ranks)
+            own, bad_samples = self._accumulate(batch, step, size, stop)
+            total = own.over(self._ranks, self._sums)
             if total.failed:
-                self.raise_failure(batch if isinstance(batch, UserError) else None)
+                self.raise_any_failure(batch if isinstance(batch, UserError) else None)
+            largest = min(size, math.ceil(total.samples / self._ranks.size))  # micro-batch; ranks differ by one sample at most
             if not total.out_of_memory:
                 break
             try:
-                self._micro_batch.back_off(retries)
+                self._micro_batch.back_off(retries, largest)
             except UserError as reason:
                 raise memory_ran_out(step, reason) from None
             retries += 1
         if total.non_finite:
-            self._refuse_non_finite(non_finite, step)
+            raise loss_is_not_finite(step, self._ranks.gather([self._describe(index) for index in bad_samples]))
         if retries:
             pieces = max(1, math.ceil(own.samples / size))
             now = f"{pieces} micro-batches of {size}" if pieces > 1 else f"1 micro-batch of {size}"
             log.warning("step %d: out of memory at %d; now %s, the update is unchanged", step + 1, first_size, now)
         grad_norm, skipped = self._update(total.labeled_frames, step)
-        if not retries and self._micro_batch.passed():
-            log.info("step %d: trying micro-batches of %d again", step + 2, self._micro_batch.value)
+        self._is_trial = not retries and self._micro_batch.passed(tried=largest)
         loss = total.loss / max(1.0, total.labeled_frames)
         return StepResult(loss, grad_norm, skipped, int(total.samples), size, retries, bool(total.stop))
 
@@ -165,18 +166,18 @@ class TrainingStep:
             per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
             non_finite = ~torch.isfinite(per_sample)
             # one wait for the device, whatever the number of micro-batches
-            loss, bad_samples = torch.stack([per_sample.sum(), non_finite.sum()]).tolist()
+            loss, bad = torch.stack([per_sample.sum(), non_finite.sum()]).tolist()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             out_of_memory = True
         if out_of_memory:  # not in the `except` block: the traceback keeps the tensors alive
             release_memory(self._ranks.device)
-            return Sums(out_of_memory=1.0), []
-        sums = Sums(loss, float(batch.labeled.sum()), bad_samples, stop=float(stop), samples=float(len(batch)))
-        return sums, batch.sample_index[non_finite.cpu()].tolist() if bad_samples else []
+            return Sums(out_of_memory=1.0, samples=float(len(batch))), []
+        sums = Sums(loss, float(batch.labeled.sum()), bad, stop=float(stop), samples=float(len(batch)))
+        return sums, batch.sample_index[non_finite.cpu()].tolist() if bad else []
 
-    def raise_failure(self, own: UserError | None = None) -> None:
+    def raise_any_failure(self, own: UserError | None = None) -> None:
         """Raises on all ranks what keeps any of them from going on; to be called by all ranks before they build on the last update.
 
         Args:
@@ -186,36 +187,38 @@ class TrainingStep:
         if failures:
             raise failures[0]
 
-    def _refuse_non_finite(self, sample_index: list[int], step: int) -> NoReturn:
-        """All ranks call this."""
-        raise loss_is_not_finite(step, self._ranks.gather([self._describe(index) for index in sample_index]))
-
     def _update(self, labeled_frames: float, step: int) -> tuple[float, bool]:
         """Reduces, divides, clips and steps. All ranks call this.
 
         Returns:
             the gradient's norm before clipping, and whether fp16's scaler skipped the update.
         """
-        gradients = self._gradients.tensors()
         if self._ranks.size > 1:
-            self._ranks.sum_(gradients[0])
-        self._scaler.unscale_(self._optimizer)
-        factor = self._summed_loss.nominal_frames / max(1.0, labeled_frames)
-        norm = float(get_total_norm(gradients)) * factor
-        if not math.isfinite(norm) and not self._scaler.is_enabled():
-            raise gradient_is_not_finite(step)
-        if self._clip_norm > 0:
-            factor *= min(1.0, self._clip_norm / (norm + 1e-6))  # 1e-6: as torch.nn.utils.clip_grad_norm_
-        torch._foreach_mul_(gradients, factor)  # once for the mean and the clipping
+            self._ranks.sum_(self._gradients.tensors()[0])
         scale_before = self._scaler.get_scale()
         try:
-            self._scaler.step(self._optimizer)
+            norm = self._apply(labeled_frames, step)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             # the weights may be half changed, so this step cannot be tried again; and the others do not know yet
             self._failure = out_of_memory_in_update(step)
+            return math.nan, True
         self._scaler.update()
         if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
             raise fp16_overflows(step)
         return norm, self._scaler.get_scale() < scale_before
+
+    def _apply(self, labeled_frames: float, step: int) -> float:
+        """Divides the reduced gradient by its count, clips it and makes the update; returns its norm before clipping."""
+        gradients = self._gradients.tensors()
+        self._scaler.unscale_(self._optimizer)
+        factor = self._summed_loss.nominal_frames / max(1.0, labeled_frames)
+        norm = math.sqrt(squared_norm(gradients)) * factor
+        if not math.isfinite(norm) and not self._scaler.is_enabled():
+            raise gradient_is_not_finite(step)
+        if self._clip_norm > 0:
+            factor *= min(1.0, self._clip_norm / (norm + 1e-6))  # 1e-6: as torch.nn.utils.clip_grad_norm_
+        torch._foreach_mul_(gradients, factor)  # once for the mean and the clipping
+        self._scaler.step(self._optimizer)
+        return norm

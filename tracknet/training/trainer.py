@@ -8,9 +8,9 @@ from enum import Enum
 from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
+from tracknet.out_of_memory import peak_memory_gb
 from tracknet.schema.training import TrainingConfig
 from tracknet.training.optimization import LearningRate
-from tracknet.training.out_of_memory import peak_memory_gb
 from tracknet.training.progress import Progress
 from tracknet.training.sharded_step import ShardedStep
 from tracknet.training.state import TrainingState
@@ -89,11 +89,11 @@ class Trainer:
                 position.step += 1
                 self._report(result, lr)
                 if result.stop:
-                    self._training_step.raise_failure()
+                    self._training_step.raise_any_failure()
                     self._save(self._state, False)
                     return Ending.STOPPED
                 if self._evaluation_is_due():
-                    self._training_step.raise_failure()
+                    self._training_step.raise_any_failure()
                     self._evaluate_and_save()
         return Ending.FINISHED
 
@@ -113,7 +113,7 @@ class Trainer:
         model = self._state.model
         if frozen != model.backbone_frozen:
             model.freeze_backbone(frozen)
-            self._training_step.phase_changed(self._state.micro_batch_size)
+            self._training_step.begin_phase(self._state.micro_batch_size)
             log.info("epoch %d: the backbone %s", epoch, "is frozen" if frozen else "trains from here on")
 
     def _report(self, result: StepResult, lr: float) -> None:

@@ -13,7 +13,7 @@ from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
 from tracknet.evaluation import Detections, Preview, count_by_game, detect, join_detections, named_scores
 from tracknet.models import TrackNetModel
-from tracknet.training.out_of_memory import is_out_of_memory, release_memory
+from tracknet.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
 from tracknet.training.state import EVALUATION, TrainingState
 
@@ -95,7 +95,7 @@ class Validation:
             if not out_of_memory:
                 break
             release_memory(device)  # not in the `except` block: the traceback keeps the tensors alive
-            self._size.back_off(retries)
+            self._size.back_off(retries, min(self._size.value, len(batch)))
             retries += 1
         return found
 
@@ -104,6 +104,7 @@ class Validation:
         smallest = min(self._ranks.gather([self._size.as_json()]), key=itemgetter("value"))
         self._size.restore(smallest)
         if self._size.value == size_before:
-            self._size.passed(len(self._batches))
+            if self._size.passed(len(self._batches)):
+                log.info("evaluation: the next one tries %d windows at once again", self._size.value)
         elif self._size.value < size_before:
             log.warning("evaluation: out of memory at %d; now %d windows at once", size_before, self._size.value)
