@@ -124,10 +124,10 @@ class Prescribed:
     def value(self) -> int:
         return self._sizes[0]
 
-    def back_off(self, retries: int) -> None:
+    def back_off(self, retries: int, tried: int | None = None) -> None:
         raise AssertionError("nothing fails in a run whose sizes are prescribed")
 
-    def passed(self, steps: int = 1) -> bool:
+    def passed(self, steps: int = 1, tried: int | None = None) -> bool:
         self._sizes = self._sizes[1:]
         return False
 
@@ -157,6 +157,8 @@ class Settings:
             of_ranks = [BATCH_SIZE, BATCH_SIZE] if content == "full" else draw.integers(1, BATCH_SIZE + 1, 2).tolist()
             if content == "one empty":
                 of_ranks[may_be_empty[draw.integers(len(may_be_empty))]] = 0
+            if step == case.step:
+                of_ranks[min(failing)] = BATCH_SIZE  # a smaller batch would be cut below what it holds, and not one size after the other
             contents.append(content)
             sizes.append(tuple(of_ranks))
         return Settings(

@@ -97,10 +97,10 @@ class PrescribedSize:
     def value(self) -> int:
         return self._sizes[self._now.step]
 
-    def back_off(self, retries: int) -> None:
+    def back_off(self, retries: int, tried: int | None = None) -> None:
         raise AssertionError(f"step {self._now.step}: memory ran out at a size that was prescribed")
 
-    def passed(self, steps: int = 1) -> bool:
+    def passed(self, steps: int = 1, tried: int | None = None) -> bool:
         return False
 
     def as_json(self) -> dict[str, Any]:

@@ -132,11 +132,11 @@ class TrainingStep:
             total = own.over(self._ranks, self._sums)
             if total.failed:
                 self.raise_any_failure(batch if isinstance(batch, UserError) else None)
-            largest = min(size, math.ceil(total.samples / self._ranks.size))  # micro-batch; ranks differ by one sample at most
             if not total.out_of_memory:
                 break
+            largest = int(max(self._ranks.gather([own.samples])))
             try:
-                self._micro_batch.back_off(retries, largest)
+                self._micro_batch.back_off(retries, tried=largest)
             except UserError as reason:
                 raise memory_ran_out(step, reason) from None
             retries += 1
@@ -147,7 +147,7 @@ class TrainingStep:
             now = f"{pieces} micro-batches of {size}" if pieces > 1 else f"1 micro-batch of {size}"
             log.warning("step %d: out of memory at %d; now %s, the update is unchanged", step + 1, first_size, now)
         grad_norm, skipped = self._update(total.labeled_frames, step)
-        self._is_trial = not retries and self._micro_batch.passed(tried=largest)
+        self._is_trial = not retries and self._micro_batch.passed(tried=math.ceil(total.samples / self._ranks.size))
         loss = total.loss / max(1.0, total.labeled_frames)
         return StepResult(loss, grad_norm, skipped, int(total.samples), size, retries, bool(total.stop))
 
