@@ -144,7 +144,8 @@ def follow_steps(run: Run, now: Now) -> None:
 
     def begin_and_make(self, batch, step, stop):
         now.step = step
-        if run.limited_rank == RANK and step == run.limit_step:
+        # anew at each step: what is mapped besides changes by more than a sample needs
+        if run.limited_rank == RANK and run.limit_step <= step < run.lift_step:
             resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + run.limit_mib * MIB, resource.RLIM_INFINITY))
         if step == run.lift_step:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
