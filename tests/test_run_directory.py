@@ -6,7 +6,9 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,92 @@ def test_run_info_keeps_each_launch_and_its_exit(tmp_path: Path) -> None:
     assert set(first["versions"]) == {"tracknet", "torch", "accelerate", "transformers", "wandb"}
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00\x00", b"[]", b"{}", b'{"launches": null}', b"\xff"])
+def test_a_damaged_run_info_stands_in_no_runs_way(tmp_path: Path, content: bytes) -> None:
+    run = RunDirectory(tmp_path)
+    run.info_file.write_bytes(content)
+    run.write_run_info(run_id="run-x", seed=3, world_size=1, device="cpu")
+    run.record_wandb_id("abcd1234")
+    run.record_exit(0, "finished")
+    info = json.loads(run.info_file.read_text())
+    assert (info["run_id"], info["wandb_id"], len(info["launches"])) == ("run-x", "abcd1234", 1)
+    assert (tmp_path / "run.json.broken").read_bytes() == content
+
+
+KILLED = """
+import os, signal, sys, threading
+from pathlib import Path
+from tracknet.utils.run_directory import RunDirectory
+run = RunDirectory(Path(sys.argv[1]))
+run.write_run_info(run_id="run-x", seed=3, world_size=1, device="cpu")
+print("ready", flush=True)
+step = 0
+while True:
+    step += 1
+    run.append_metrics({"step": step} | {f"name{i}": 0.1 for i in range(400)})
+    run.record_wandb_id(f"{step:08}")
+    run.mark_preempted(75, "SIGTERM", step)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_folder_to_go_on_in(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for trial in range(8):
+        killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        time.sleep(0.01 + 0.007 * trial)
+        killed.kill()
+        killed.wait()
+        killed.stdout.close()
+        assert len(run.read_run_info()["launches"]) == trial + 1
+        if run.preempted_file.exists():
+            assert json.loads(run.preempted_file.read_text())["exit_code"] == 75
+        run.clear_preempted()
+        run.truncate_metrics_after(10**9)
+        assert all(line["step"] for line in strict_lines(run)) if run.metrics_file.exists() else True
+    assert not (tmp_path / "run.json.broken").exists()
+
+
+def test_a_mark_says_why_the_run_stopped_and_how_it_goes_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run-x")
+    run.clear_preempted()
+    run.mark_preempted(75, "SIGTERM", 123)
+    mark = json.loads((tmp_path / "run-x" / "PREEMPTED").read_text())
+    assert (mark["signal"], mark["step"], mark["exit_code"]) == ("SIGTERM", 123, 75)
+    assert "--resume auto" in mark["go_on"]
+    assert datetime.fromisoformat(mark["time"]).tzinfo is not None
+    run.clear_preempted()
+    assert os.listdir(run.path) == []
+
+
+def test_what_cannot_be_cleared_or_read_is_one_line(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / "PREEMPTED").mkdir()
+    (tmp_path / "metrics.jsonl").mkdir()
+    (tmp_path / "run.json").mkdir()
+    for action in (
+        run.clear_preempted,
+        lambda: run.truncate_metrics_after(0),
+        run.read_run_info,
+        lambda: run.mark_preempted(75, "SIGTERM", 1),
+    ):
+        with pytest.raises(UserError) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_pictures_of_later_steps_go_with_their_metrics(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.previews.mkdir()
+    names = ["step-00000010-a.jpg", "step-00000011-a.jpg", "step-123456789-b-c.jpg", "step-x.jpg", "mine.jpg"]
+    for name in names:
+        (run.previews / name).write_bytes(b"")
+    run.truncate_metrics_after(10)
+    assert sorted(os.listdir(run.previews)) == ["mine.jpg", "step-00000010-a.jpg", "step-x.jpg"]
+
+
 def test_git_state_names_the_commit_only_of_tracked_code(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=x", "-c", "user.email=x@x"]
@@ -117,6 +205,7 @@ WRITES: dict[str, Callable[[RunDirectory], object]] = {
     "config": lambda run: run.write_config("seed: 1\n"),
     "metrics": lambda run: run.append_metrics({"step": 1}),
     "info": lambda run: run.write_run_info(run_id="run-x", seed=1, world_size=1, device="cpu"),
+    "mark": lambda run: run.mark_preempted(75, "SIGTERM", 1),
     "log": lambda run: setup_logging(True, run.log_file),
 }
 
@@ -152,3 +241,11 @@ def test_other_ranks_show_only_errors_and_who_they_are(
     logger.error("broken")
     assert [line[9:] for line in capsys.readouterr().err.splitlines()] == ["[rank 3] ERROR: broken"]
     assert not (tmp_path / "train.log").exists()
+
+
+def test_what_stands_at_the_last_step_is_told(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.metrics_of_last_step() == (-1, frozenset())
+    for line in ({"step": 9, "train/loss": 1.0}, {"step": 10, "train/loss": 0.5}, {"step": 10, "val/f1": 0.2}):
+        run.append_metrics(line)
+    assert run.metrics_of_last_step() == (10, {"step", "train/loss", "val/f1"})

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import termios
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,16 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from wandb_files import BLOCK, history_of, wandb_files, wandb_records
 
 from tracknet.schema.training import TrackingConfig
-from tracknet.training import progress, wandb_thread
+from tracknet.training import progress
 from tracknet.training.progress import Progress
 from tracknet.training.tracking import Tracker
 from tracknet.utils.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"training": {"seed": 42, "optimizer": {"lr": 1e-3}}}
-BLOCK, HEADER = 32 * 1024, 7
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 @pytest.fixture(autouse=True)
@@ -50,47 +48,6 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def wandb_files(folder: Path) -> list[Path]:
-    """The offline runs below a run's folder, oldest first."""
-    return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-
-
-def wandb_records(path: Path) -> list[Any]:
-    """The protobuf records of a `.wandb` file: a LevelDB log of 32 KiB blocks after a 7-byte file header."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, pieces, records = path.read_bytes(), HEADER, b"", []
-    assert content[:4] == b":W&B"
-    while at < len(content):
-        left_in_block = BLOCK - at % BLOCK
-        if left_in_block < HEADER:
-            at += left_in_block
-            continue
-        checksum, length, kind = (
-            int.from_bytes(content[at : at + 4], "little"),
-            int.from_bytes(content[at + 4 : at + 6], "little"),
-            content[at + 6],
-        )
-        body = content[at + HEADER : at + HEADER + length]
-        assert checksum == zlib.crc32(content[at + 6 : at + HEADER] + body)
-        at += HEADER + length
-        pieces = body if kind in (FULL, FIRST) else pieces + body
-        if kind in (FULL, LAST):
-            record = Record()
-            record.ParseFromString(pieces)
-            records.append(record)
-    return records
-
-
-def history_of(records: list[Any]) -> list[dict[str, Any]]:
-    rows = []
-    for record in records:
-        if record.WhichOneof("record_type") == "history":
-            row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            rows.append(row | {"step": record.history.step.num})
-    return rows
 
 
 def test_an_offline_run_holds_everything_and_a_resumed_one_continues_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +86,7 @@ def test_an_offline_run_holds_everything_and_a_resumed_one_continues_it(tmp_path
     assert [row["step"] for row in rows] == [10, 20, 30]
     assert [row["train/loss"] for row in rows] == [1 / 10, 1 / 20, 1 / 30]
     assert rows[1]["val/f1_tracknetv2"] == 0.5
-    stored = wandb_files(tmp_path)[0].parent / "files" / rows[1]["previews/game8/Clip1 0012/path"]
+    stored = wandb_files(tmp_path)[0].parent / "files" / rows[1]["previews/game8-Clip1-0012/path"]
     assert stored.read_bytes() == preview.read_bytes()
 
 
@@ -163,7 +120,8 @@ from tracknet.training.tracking import Tracker
 from tracknet.utils.logging import setup_logging
 from tracknet.utils.run_directory import RunDirectory
 # Gives up on the service after 2 s; a busy machine may then take its time over the offline run.
-wandb_thread.FINISH_SECONDS, wandb_thread.KILLED_SECONDS = 32.0, 30.0
+if sys.argv[2] != "stop":
+    wandb_thread.FINISH_SECONDS, wandb_thread.KILLED_SECONDS = 32.0, 30.0
 run = RunDirectory(Path(sys.argv[1]))
 setup_logging(True, run.log_file)
 def hooks():
@@ -176,6 +134,10 @@ for step in range(1, 101):
 if sys.argv[2] == "finish":
     tracker.finish(0)
     assert hooks() == before
+if sys.argv[2] == "stop":
+    began = time.monotonic()
+    tracker.finish(75)
+    print(time.monotonic() - began)
 """
 
 
@@ -210,6 +172,19 @@ def test_a_dead_service_hangs_nothing_and_loses_nothing(tmp_path: Path, silent_s
         assert str(path.parent) in (tmp_path / name / "train.log").read_text()
 
 
+def test_after_a_stop_signal_a_silent_service_gets_little_time(tmp_path: Path, silent_server: str) -> None:
+    run = started(tmp_path, silent_server, "stop")
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert "Traceback" not in err
+    assert float(out) < 6  # 4 s by its own clock, and the rest for a busy machine; after any other end it waits 7 before it gives up
+    assert err.count("WARNING") == 1
+    later = tracker(tmp_path, "offline", json.loads((tmp_path / "run.json").read_text())["wandb_id"])
+    later.finish(0)
+    rows = [row["step"] for path in wandb_files(tmp_path) for row in history_of(wandb_records(path))]
+    assert rows == list(range(1, 101))  # whatever the first launch had no time for, the next one brings
+
+
 CRASH = """
 import sys, time
 from pathlib import Path
@@ -240,7 +215,7 @@ def test_a_crash_of_the_client_turns_it_off_with_the_reason(tmp_path: Path) -> N
     assert len(metrics_of(tmp_path)) == 200
 
 
-def test_a_client_that_stands_still_blocks_nothing(
+def test_a_client_that_stands_still_blocks_nothing_and_gets_all_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
@@ -252,17 +227,14 @@ def test_a_client_that_stands_still_blocks_nothing(
         return real_init(**arguments)
 
     monkeypatch.setattr(wandb, "init", slow_init)
-    monkeypatch.setattr(wandb_thread, "QUEUE_ENTRIES", 5)
     one = tracker(tmp_path, "offline")
-    for step in range(1, 51):
+    for step in range(1, 5001):
         one.log(step, {"train/loss": 0.5})
     release.set()
     one.finish(0)
-    (warning,) = warnings_of(caplog)
-    assert "from step 6 on" in warning
-    assert len(metrics_of(tmp_path)) == 50
+    assert warnings_of(caplog) == []
     (path,) = wandb_files(tmp_path)
-    assert 4 <= len(history_of(wandb_records(path))) <= 5  # the end of the run may have needed the place of one
+    assert [row["step"] for row in history_of(wandb_records(path))] == [line["step"] for line in metrics_of(tmp_path)] == [*range(1, 5001)]
 
 
 def test_a_client_that_cannot_be_imported_is_a_warning(
@@ -364,3 +336,13 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:  # Linux says so when the other side is closed
         return b""
+
+
+def test_what_an_earlier_launch_wrote_of_a_step_is_not_written_again(tmp_path: Path) -> None:
+    tracker(tmp_path, "disabled").log(10, {"train/loss": 1.0, "val/f1": 0.5})
+    resumed = tracker(tmp_path, "disabled")  # at 10: killed before a checkpoint knew of the evaluation
+    resumed.log(10, {"val/f1": 0.5})
+    resumed.log(10, {"val/f1": 0.5, "val/f1_wasb": 0.4})
+    resumed.log(11, {"train/loss": 0.9})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10, "train/loss": 1.0, "val/f1": 0.5}, {"step": 10, "val/f1_wasb": 0.4}, {"step": 11, "train/loss": 0.9}]

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 from tracknet.errors import UserError
 
 VERSIONS_OF = ("tracknet", "torch", "accelerate", "transformers", "wandb")
+PREVIEW = re.compile(r"step-(?P<step>\d{8,})-(?P<name>.+)\.jpg")
 GIT_SECONDS = 5.0  # a repository on a slow network drive must not hold up the start of a run
 
 log = logging.getLogger("tracknet")
@@ -57,6 +59,7 @@ class RunDirectory:
         info_file: `run.json`, the launches of the run: command, versions, machine, exit.
         log_file: `train.log`, the text that the main rank showed.
         previews: folder of the preview pictures.
+        preempted_file: `PREEMPTED`, there while the run waits to go on after a signal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,6 +69,7 @@ class RunDirectory:
         self.info_file = path / "run.json"
         self.log_file = path / "train.log"
         self.previews = path / "previews"
+        self.preempted_file = path / "PREEMPTED"
 
     def write_config(self, yaml_text: str) -> None:
         """Writes `config.yaml`."""
@@ -115,14 +119,54 @@ class RunDirectory:
         self._write_info(info)
 
     def read_run_info(self) -> dict[str, Any]:
-        """The content of `run.json`; before the first write the same keys, empty."""
+        """The content of `run.json`; before the first write the same keys, empty.
+
+        A file that is no run's history (an empty one, for example, after a crash of the machine) is moved to `run.json.broken`, with a
+        warning: no run shall end for its history.
+
+        Raises:
+            UserError: the file cannot be read or moved.
+        """
+        empty: dict[str, Any] = {"run_id": None, "seed": None, "wandb_id": None, "launches": []}
         if not self.info_file.exists():
-            return {"run_id": None, "seed": None, "wandb_id": None, "launches": []}
+            return empty
         try:
-            info: dict[str, Any] = json.loads(self.info_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.info_file}: {error}; move it away to go on without the run's history") from error
-        return info
+            content = self.info_file.read_bytes()
+            if (info := _run_info(content)) is not None:
+                return empty | info
+            broken = self.info_file.with_name("run.json.broken")
+            os.replace(self.info_file, broken)
+        except OSError as error:
+            raise UserError(f"cannot read {self.info_file}: {error.strerror}; make it readable, or move it away") from error
+        log.warning("%s was damaged and is now %s; it begins anew", self.info_file, broken.name)
+        return empty
+
+    def mark_preempted(self, exit_code: int, signal_name: str, step: int) -> None:
+        """Writes `PREEMPTED`: one JSON object that says why the run stopped, where, and how it goes on.
+
+        Args:
+            exit_code: of this launch.
+            signal_name: "SIGTERM" or "SIGINT".
+            step: of the checkpoint that was saved.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        go_on = "start the same command with --resume auto"
+        content = {"time": _now(), "signal": signal_name, "step": step, "exit_code": exit_code, "go_on": go_on}
+        write_atomically(self.preempted_file, (json.dumps(content, indent=2) + "\n").encode())
+
+    def clear_preempted(self) -> None:
+        """Removes `PREEMPTED`, at the start of a launch.
+
+        Raises:
+            UserError: it is there and cannot be removed.
+        """
+        try:
+            self.preempted_file.unlink(missing_ok=True)
+        except OSError as error:
+            message = f"cannot remove {self.preempted_file}: {error.strerror}; make its folder writable, or choose another --output-dir"
+            raise UserError(message) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds one line to `metrics.jsonl` and flushes it.
@@ -143,15 +187,38 @@ class RunDirectory:
         except OSError as error:
             raise _cannot_write(self.metrics_file, error) from error
 
+    def metrics_of_last_step(self) -> tuple[int, frozenset[str]]:
+        """The last step that `metrics.jsonl` has, and the names that stand there; -1 and none before the first line.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            lines = self.metrics_file.read_bytes().splitlines() if self.metrics_file.exists() else []
+        except OSError as error:
+            raise UserError(f"cannot read {self.metrics_file}: {error.strerror}; make it readable") from error
+        entries = [json.loads(line) for line in lines if _step_of(line) is not None]
+        last = max((entry["step"] for entry in entries), default=-1)
+        return last, frozenset(name for entry in entries if entry["step"] == last for name in entry)
+
     def truncate_metrics_after(self, step: int) -> int:
-        """Drops the lines of later steps, and lines torn by a crash, so that a run resumed at `step` writes nothing twice.
+        """Drops the lines and preview pictures of later steps, and lines torn by a crash, so that a run resumed at `step` repeats nothing.
 
         Returns:
             The number of lines dropped.
+
+        Raises:
+            UserError: the file cannot be read or written, or a picture cannot be removed.
         """
-        if not self.metrics_file.exists():
-            return 0
-        lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+        try:
+            for picture in self.previews.glob("step-*.jpg"):
+                if (match := PREVIEW.fullmatch(picture.name)) and int(match["step"]) > step:
+                    picture.unlink(missing_ok=True)
+            if not self.metrics_file.exists():
+                return 0
+            lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise UserError(f"cannot go on in {self.path}: {error.strerror} ({error.filename}); make the folder's files yours") from error
         kept = [line for line in lines if line.endswith(b"\n") and (at := _step_of(line)) is not None and at <= step]
         if len(kept) < len(lines):
             write_atomically(self.metrics_file, b"".join(kept))
@@ -211,6 +278,14 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, TypeError, KeyError):
         return None
     return step if isinstance(step, int) else None
+
+
+def _run_info(content: bytes) -> dict[str, Any] | None:
+    try:
+        info = json.loads(content)
+    except ValueError:
+        return None
+    return info if isinstance(info, dict) and isinstance(info.get("launches"), list) else None
 
 
 def _umask() -> int:
