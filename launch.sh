@@ -136,18 +136,21 @@ workers() {
     "$PYTHON" -c 'import sys, psutil; print(*(child.pid for child in psutil.Process(int(sys.argv[1])).children()))' "$launcher" 2>/dev/null
 }
 
-# Several processes: their launcher passes the signal on and waits. One process: its launcher would die and orphan it, so it is signalled itself.
+# Several processes: their launcher passes the first signal on and waits. After a second one it would kill them in 30 s, and it makes SIGTERM of
+# any; so only Ctrl-C, which is to end them at once, goes on, to the workers themselves. One process: its launcher passes nothing on, so it is
+# signalled itself.
 forward() {
     interrupted=1
+    local earlier="${last_signal:-}"
     last_signal="$1"
     [[ -n "$launcher" ]] || exit "$(code_without_record 1)"
     local targets
     targets="$(workers)"
     if [[ -z "$targets" ]]; then
         kill -s KILL "$launcher" 2>/dev/null # nothing to save, and a launcher that waits for another machine does not hear signals
-    elif ((NUM_PROCESSES > 1)); then
+    elif ((NUM_PROCESSES > 1)) && [[ -z "$earlier" ]]; then
         kill -s "$1" "$launcher" 2>/dev/null
-    else
+    elif ((NUM_PROCESSES == 1)) || [[ "$1" == INT ]]; then
         # shellcheck disable=SC2086  # a list of process ids
         kill -s "$1" $targets 2>/dev/null
     fi
@@ -164,7 +167,7 @@ wait_for_launcher() {
 }
 
 code_without_record() {
-    if [[ "${last_signal:-}" == INT ]]; then echo 130; else echo "$1"; fi
+    case "${last_signal:-}" in INT) echo 130 ;; TERM) echo 75 ;; *) echo "$1" ;; esac
 }
 
 # The worker's exit code on the first line and its message on the second; nothing where no worker got as far as leaving one.

@@ -235,7 +235,7 @@ def test_a_signal_reaches_the_worker_which_is_given_time_to_save(
     assert err.splitlines()[-1] == f"stopped by {name}"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_before_there_are_workers_ends_a_launcher_that_does_not_listen(folder: Path, number: signal.Signals, code: int) -> None:
     deaf = (
         "import pathlib, signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\npathlib.Path('ready').touch()\ntime.sleep(60)\n"

@@ -7,18 +7,22 @@ Exit codes: 0 done, 1 failure, 2 configuration, 75 stopped by a signal and saved
 import argparse
 import difflib
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
 from tracknet.errors import ConfigError, UserError
 from tracknet.training.exit_record import clear_exit_record, write_exit_record
-from tracknet.training.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedBeforeTrainingError, stopping_at_once
+from tracknet.training.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedBeforeTrainingError, stop_with_launcher, stopping_at_once
 from tracknet.utils.config import add_config_cli_arguments, cfg_from_arguments
 
 SAVED = {  # the log has said so already; launch.sh says it again below what accelerate prints
@@ -27,6 +31,26 @@ SAVED = {  # the log has said so already; launch.sh says it again below what acc
 }
 SPEAKER_SECONDS = 5.0  # within which the launcher ends the others after the speaker has left
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+@dataclass
+class Ending:
+    """How the process ends.
+
+    Attributes:
+        code: the exit code.
+        message: one line for stderr.
+        speaks: whether it says the line for all processes of its machine.
+    """
+
+    code: int = 0
+    message: str = ""
+    speaks: bool = False
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether a signal has ended it."""
+        return self.code in SAVED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,25 +128,25 @@ def print_config(cfg: DictConfig) -> None:
             raise UserError(f"the configuration cannot be written to stdout: {error.strerror}") from None
 
 
-def report(code: int, message: str) -> None:
+def report(ending: Ending) -> None:
     """Says how the process ends, in one line on stderr and in launch.sh's record.
 
     A mistake meets all ranks alike, and one process of each machine speaks for them. Where another one alone has failed, the speaker is
-    still at work: then nobody has ended this process while it waited, and it speaks for itself.
+    still at work: then nobody has ended this process while it waited, and it speaks for itself. After a signal nobody waits.
     """
-    if message and not speaks_for_machine():
+    speaks = ending.speaks or speaks_for_machine()
+    if ending.message and not speaks and not ending.by_signal:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # after training it is ignored; here it is what is waited for
         time.sleep(SPEAKER_SECONDS)
-    if message:
-        sys.stderr.write(f"{message}\n")
-    write_exit_record(code, message or SAVED.get(code, ""), os.environ)
+        speaks = True
+    if ending.message and speaks:
+        sys.stderr.write(f"{ending.message}\n")
+    write_exit_record(ending.code, ending.message or SAVED.get(ending.code, ""), os.environ)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parses, then prints or trains; every mistake of the user ends in one line on stderr.
-
-    Returns:
-        The exit code.
-    """
+def run(argv: Sequence[str]) -> Ending:
+    """Parses, then prints or trains; every mistake of the user ends in one line on stderr."""
     # Read when torch is first imported. A thread that spins while it waits for another takes the core that the other needs: on two
     # cores with one more busy process, spinning threads trained at 9 samples/s, sleeping ones at 66; undisturbed, at 120 and 105.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -130,31 +154,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         clear_exit_record(os.environ)
     else:
         logging.getLogger("tracknet").setLevel(logging.ERROR)
-    message = ""
+    ending = Ending()
     try:
-        arguments, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments, overrides = parse_arguments(argv)
         cfg = cfg_from_arguments(arguments, overrides)
         if arguments.dry_run:
             if os.environ.get("RANK", "0") == "0":
                 print_config(cfg)
-            return 0
+            return ending
         from tracknet.training.run import train  # here, because torch and its company take seconds that --help need not wait for
 
-        with stopping_at_once():
-            code = train(cfg, arguments.resume)
+        ending.code = train(cfg, arguments.resume)
     except UserError as error:
-        code, message = error.exit_code, " ".join(str(error).split())
+        # where the first process of the machine is the one that has gone, another one speaks
+        ending = Ending(error.exit_code, " ".join(str(error).split()), speaks=getattr(error, "speaks_for_machine", False))
     except StoppedBeforeTrainingError:
-        code, message = (
-            EXIT_PREEMPTED,
-            "stopped by a signal before the first step; start it again, with --resume auto where a run is to go on",
-        )
+        message = "stopped by a signal before the first step; start it again, with --resume auto where a run is to go on"
+        ending = Ending(EXIT_PREEMPTED, message)
     except KeyboardInterrupt:
-        code, message = EXIT_INTERRUPTED, "interrupted"
-    if code:
-        report(code, message)
-    return code
+        ending = Ending(EXIT_INTERRUPTED, "interrupted")
+    if ending.code:
+        report(ending)
+    return ending
+
+
+def leave(ending: Ending) -> NoReturn:
+    """Ends the process with its code, which no signal changes any more; after a signal without delay, for the time to leave is short.
+
+    The interpreter would take a second or two to take itself apart, wait for a thread in the middle of its work where nothing is to be
+    saved any more, and abort over the threads of a process group that has not been left.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ending.by_signal:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would complain that workers end
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ending.code)
+    sys.exit(ending.code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program, for a caller that goes on; returns the exit code."""
+    with stopping_at_once():
+        return run(sys.argv[1:] if argv is None else argv).code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stopping_at_once():
+        stop_with_launcher()
+        ENDING = run(sys.argv[1:])
+    leave(ENDING)

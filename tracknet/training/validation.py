@@ -1,9 +1,10 @@
 """The evaluation of a run: every validation frame once over all ranks, metrics and preview pictures."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Validation:
         previews: int,
         autocast: Callable[[], AbstractContextManager[None]],
         show_previews: Callable[[int, list[Preview]], None],
+        stop_requested: Callable[[], bool],
     ) -> None:
         """Takes its parts.
 
@@ -44,39 +46,78 @@ class Validation:
             previews: pictures per evaluation, from this rank's windows, evenly spread.
             autocast: the precision of the forward pass.
             show_previews: takes the step and the pictures.
+            stop_requested: whether this rank was asked to stop.
         """
         self._state, self._batches, self._ranks = state, batches, ranks
         self._size = state.micro_batch_sizes[EVALUATION]
         self._threshold, self._autocast, self._show_previews = threshold, autocast, show_previews
+        self._stop_requested = stop_requested
+        self._room = torch.zeros(2, dtype=torch.int32, device=ranks.device)  # had before memory is short
         windows = batches.windows_of_this_rank()
         self._preview_windows = {windows[round(i * (len(windows) - 1) / max(1, previews - 1))] for i in range(previews) if windows}
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has. All ranks call this."""
-        size_before = self._size.value
+    def __call__(self, step: int) -> dict[str, float] | None:
+        """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has. All ranks call this.
+
+        Returns:
+            None where any rank was asked to stop before the last batch; nothing is shown then.
+
+        Raises:
+            UserError: a rank could not go on; on all ranks alike.
+        """
+        size_before = self._size.as_json()
         self._state.gather()
-        detections, previews = self._ranks.together(self._detect)
-        self._agree(size_before)
+        detections, previews = self._detect()
+        self._agree(size_before, 0 if detections is None else len(self._batches))
+        if detections is None:
+            return None
         self._ranks.on_main(lambda: self._show_previews(step, previews))
         index = self._batches.dataset.index
         counts = torch.from_numpy(count_by_game(index, detections, self._threshold)).to(self._ranks.device)
         return named_scores(self._ranks.sum_(counts).cpu().numpy().astype(np.int64), index.games)
 
-    def _detect(self) -> tuple[Detections, list[Preview]]:
-        """What this rank finds in its windows; holds no collective."""
+    def _detect(self) -> tuple[Detections | None, list[Preview]]:
+        """What this rank finds in its windows; None where any rank was asked to stop before the last batch. All ranks call this."""
         found: list[Detections] = []
         previews: list[Preview] = []
-        with self._state.finished_model() as model:
-            training = model.training
-            model.train(False)
-            for batch in self._batches.epoch(0):
-                if isinstance(batch, UserError):
-                    raise batch
-                for detections, shown in self._detect_batch(model, batch):
-                    found.append(detections)
-                    previews += shown
-            model.train(training)
-        return join_detections(found), previews
+        with ExitStack() as stack:
+            model = self._ranks.together(lambda: self._enter(stack))
+            for number, batch in enumerate(self._batches.epoch(0), 1):  # the same number of batches on all ranks
+                failure = None
+                try:
+                    if isinstance(batch, UserError):
+                        raise batch
+                    for detections, shown in self._detect_batch(model, batch):
+                        found.append(detections)
+                        previews += shown
+                except Exception as error:
+                    if not isinstance(error, UserError) and not is_out_of_memory(error):
+                        raise
+                    failure = error
+                if self._stops_after(failure) and number < len(self._batches):
+                    break
+            else:
+                return self._ranks.together(lambda: self._leave(stack, found)), previews
+            return self._ranks.together(lambda: self._leave(stack, None)), []
+
+    def _enter(self, stack: ExitStack) -> TrackNetModel:
+        """The model to evaluate, in evaluation mode until the stack is closed."""
+        model = stack.enter_context(self._state.finished_model())
+        stack.callback(model.train, model.training)
+        model.train(False)
+        return model
+
+    def _leave(self, stack: ExitStack, found: list[Detections] | None) -> Detections | None:
+        stack.close()
+        return None if found is None else join_detections(found)
+
+    def _stops_after(self, failure: Exception | None) -> bool:
+        """Whether any rank was asked to stop; what keeps any rank from going on is raised on all. All ranks call this after each batch."""
+        told = torch.tensor([self._stop_requested(), failure is not None], dtype=self._room.dtype)
+        stop, failed = self._ranks.sum_(self._room.copy_(told)).tolist()
+        if failed:
+            self._ranks.together(lambda: _raise(failure))
+        return bool(stop)
 
     def _detect_batch(self, model: TrackNetModel, batch: Batch) -> list[tuple[Detections, list[Preview]]]:
         """A batch in pieces that fit into memory. A rank falls back alone here, for a window's result does not depend on the others."""
@@ -99,12 +140,22 @@ class Validation:
             retries += 1
         return found
 
-    def _agree(self, size_before: int) -> None:
-        """Gives all ranks the smallest size that any of them fell to, so that a checkpoint has that of all. All ranks call this."""
+    def _agree(self, size_before: Mapping[str, Any], batches: int) -> None:
+        """Gives all ranks the smallest size that any of them fell to, so that a checkpoint has that of all. All ranks call this.
+
+        Args:
+            size_before: as it was before the evaluation, `as_json`.
+            batches: of a whole evaluation; 0 for one that ended early, which will be made again and is not counted.
+        """
         smallest = min(self._ranks.gather([self._size.as_json()]), key=itemgetter("value"))
         self._size.restore(smallest)
-        if self._size.value == size_before:
-            if self._size.passed(len(self._batches)):
-                log.info("evaluation: the next one tries %d windows at once again", self._size.value)
-        elif self._size.value < size_before:
-            log.warning("evaluation: out of memory at %d; now %d windows at once", size_before, self._size.value)
+        before = size_before["value"]
+        if self._size.value < before:
+            log.warning("evaluation: out of memory at %d; now %d windows at once", before, self._size.value)
+        elif batches and self._size.passed(batches):
+            log.info("evaluation: the next one tries %d windows at once again", self._size.value)
+
+
+def _raise(failure: Exception | None) -> None:
+    if failure:
+        raise failure
