@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from saved_states import MODEL_CONFIG, TENSORS, saved_state
 
-from tracknet.training.checkpoint import CheckpointStore
-from tracknet.training.restart import launcher_of, needs_keys_of_its_own, same_launcher, was_restarted
+from tracknet.training.checkpoint_store import CheckpointStore
+from tracknet.training.restart import launcher_of, same_launcher, was_restarted
 from tracknet.training.resume import find_own_run
 
 PROBE = Path(__file__).with_name("restart_probe.py")
@@ -18,12 +17,7 @@ OWN, OTHER = ["machine", 17, 1e9], ["machine", 17, 2e9]
 
 
 def save(folder: Path, step: int, launcher: list | None) -> Path:
-    def write_model(into: Path) -> None:
-        (into / "config.json").write_text("{}")
-        save_file({"a": torch.zeros(1)}, into / "model.safetensors")
-
-    state = {"finished": False} if launcher is None else {"finished": False, "launcher": launcher}
-    return CheckpointStore(folder, 3).save(step, write_model, {}, state, False)
+    return CheckpointStore(folder, 3).save(step, MODEL_CONFIG, TENSORS, saved_state(step, launcher=launcher), False)
 
 
 def test_a_launcher_is_known_again_and_is_no_other():
@@ -38,12 +32,6 @@ def test_a_launcher_is_known_again_and_is_no_other():
     assert was_restarted({"TORCHELASTIC_RESTART_COUNT": "1"})
     assert not was_restarted({"TORCHELASTIC_RESTART_COUNT": "0"})
     assert not was_restarted({})
-
-
-def test_only_the_launcher_of_all_processes_gives_an_attempt_keys_of_its_own():
-    assert needs_keys_of_its_own({"TORCHELASTIC_RESTART_COUNT": "1", "GROUP_WORLD_SIZE": "1"})
-    assert not needs_keys_of_its_own({"TORCHELASTIC_RESTART_COUNT": "0", "GROUP_WORLD_SIZE": "1"})
-    assert not needs_keys_of_its_own({"TORCHELASTIC_RESTART_COUNT": "1", "GROUP_WORLD_SIZE": "2"})
 
 
 def test_the_run_that_the_launcher_began_is_found_among_others(tmp_path):

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from tracknet.schema.training import TrainingConfig
+from tracknet.training.joining import CONNECT_TIMEOUT, INIT_METHOD, finish_joining
 from tracknet.training.launch import (
     ancestor_command_lines,
     check_accelerate_environment,
@@ -15,10 +16,11 @@ from tracknet.training.launch import (
     check_world_size,
     world_from_environment,
 )
+from tracknet.training.lost_peer import naming_lost_peers
 from tracknet.training.precision import MIXED_PRECISION, resolve_precision, supported_precisions
-from tracknet.training.restart import needs_keys_of_its_own, new_attempt_init_method
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ranks wait for the slowest to decode its share of a large data set; a dead one is seen at once
+# ranks wait for the slowest to decode its share of a large data set; a dead one is seen at once, a vanished machine after a minute
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
@@ -29,6 +31,7 @@ def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
 
     Raises:
         ConfigError: another world size than was asked for, or a setting of the launcher or of the configuration that the run cannot honour.
+        PeerLostError: another process has gone while this one joined.
     """
     _, world_size, local_rank, _ = world_from_environment(os.environ)
     check_world_size(world_size, os.environ, ancestor_command_lines())
@@ -37,10 +40,10 @@ def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
     check_sharding(precision, world_size, os.environ)
     # accelerate's default for FSDP; transformers would then leave pretrained weights out on all ranks of a machine but one
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    joining = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)
-    if needs_keys_of_its_own(os.environ):
-        joining.init_method = new_attempt_init_method()
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[joining])
+    joining = InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=CONNECT_TIMEOUT)
+    with naming_lost_peers():
+        accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[joining])
+        finish_joining(accelerator.device, COLLECTIVE_TIMEOUT)
     # again: without ACCELERATE_USE_CPU, --multi_gpu on a CPU sets WORLD_SIZE and yet leaves the processes unconnected
     check_world_size(accelerator.num_processes, os.environ, ancestor_command_lines())
     return accelerator, precision

@@ -13,12 +13,16 @@ from torch import Tensor
 from tracknet.data.prepare import on_all_ranks
 from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory
+from tracknet.training.lost_peer import naming_lost_peers
 
 Result = TypeVar("Result")
 
 
 class Ranks:
-    """This process among the others. Every method here is called by all ranks in the same order, or they wait for ever."""
+    """This process among the others. Every method here is called by all ranks in the same order, or they wait for ever.
+
+    Where another process has gone, each method raises `PeerLostError`, or the `UserError` that it left with.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.rank: int = accelerator.process_index
@@ -29,22 +33,30 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replaces a tensor by its sum over the ranks, in place, to the same bits on each. All ranks call this."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with naming_lost_peers():
+                dist.all_reduce(tensor)
         return tensor
 
     def copy_from_main_(self, tensors: list[Tensor]) -> None:
         """Overwrites tensors by those of the main rank. All ranks call this."""
         if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), src=0)
+            with naming_lost_peers():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), src=0)
 
     def gather(self, items: list[Any]) -> list[Any]:
         """All ranks' lists joined in the order of the ranks; also a barrier."""
-        return list(gather_object(items)) if self.size > 1 else items
+        if self.size == 1:
+            return items
+        with naming_lost_peers():
+            return list(gather_object(items))
 
     def from_main(self, value: Any) -> Any:
         """The main rank's value."""
-        return broadcast_object_list([value])[0] if self.size > 1 else value
+        if self.size == 1:
+            return value
+        with naming_lost_peers():
+            return broadcast_object_list([value])[0]
 
     def together(self, action: Callable[[], Result]) -> Result:
         """Runs something on every rank; a `UserError` on any of them, or memory that runs out, is raised on all."""

@@ -1,0 +1,141 @@
+"""How processes find each other in a store that keeps what earlier ones wrote there."""
+
+import random
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributed import HashStore
+
+from tracknet.errors import UserError
+from tracknet.training import joining
+from tracknet.training.joining import Meeting
+from tracknet.training.peers import Peer
+
+Met = dict[str, tuple[int, tuple[Peer, ...]]]
+
+
+def process(rank: int, life: int) -> Peer:
+    return Peer(rank, rank, f"node-{rank}", "127.0.0.1", 1, f"{rank}/{life}")
+
+
+def arrive(store: HashStore, peer: Peer, size: int, met: Met, delay_s: float = 0.0) -> threading.Thread:
+    def run() -> None:
+        time.sleep(delay_s)
+        met[peer.id] = Meeting(store, peer, size).meet()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def dies_before_go(store: HashStore, peer: Peer, size: int, after_looks: int) -> None:
+    """A process that is there for a while, and does not live to hear go."""
+    meeting = Meeting(store, peer, size)
+    looks = 0
+
+    def newest() -> tuple[int, tuple[Peer, ...]]:
+        nonlocal looks
+        looks += 1
+        if looks > after_looks:
+            raise InterruptedError
+        return Meeting._newest_roster(meeting)
+
+    meeting._newest_roster = newest  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        meeting.meet()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> object:
+    before, joining.POLL_S = joining.POLL_S, 0.002
+    yield
+    joining.POLL_S = before
+
+
+@settings(max_examples=25, deadline=None)
+@given(size=st.integers(1, 4), seed=st.integers(0, 10**6), attempts=st.integers(1, 3))
+def test_all_meet_in_one_attempt_after_the_other_whoever_comes_first(size: int, seed: int, attempts: int) -> None:
+    store, rng = HashStore(), random.Random(seed)
+    numbers = []
+    for life in range(attempts):
+        met: Met = {}
+        present = tuple(process(rank, life) for rank in range(size))
+        threads = [arrive(store, peer, size, met, rng.uniform(0, 0.02)) for peer in present]
+        for thread in threads:
+            thread.join(timeout=20)
+        assert set(met) == {peer.id for peer in present}
+        assert len({number for number, _ in met.values()}) == 1
+        assert {members for _, members in met.values()} == {present}  # and none of an earlier life
+        numbers.append(next(iter(met.values()))[0])
+    assert len(set(numbers)) == attempts
+
+
+@pytest.mark.parametrize("dead", [0, 1, 2])
+@pytest.mark.parametrize("after_looks", [0, 1, 3])
+def test_a_process_that_dies_before_go_is_waited_for_until_another_takes_its_place(dead: int, after_looks: int) -> None:
+    store, size = HashStore(), 3
+    met: Met = {}
+    others = [process(rank, 0) for rank in range(size) if rank != dead]
+    threads = [arrive(store, others[0], size, met)]
+    dies_before_go(store, process(dead, 0), size, after_looks)
+    threads.append(arrive(store, others[1], size, met))
+    time.sleep(0.05)
+    assert not met
+    threads.append(arrive(store, process(dead, 1), size, met))
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(met) == size
+    assert len(set(met.values())) == 1
+    assert {peer.id for peer in met[f"{dead}/1"][1]} == {f"{dead}/1", *(peer.id for peer in others)}
+
+
+def test_the_log_says_who_is_missing_and_where_it_was(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "FIRST_WORD_S", 0.05)
+    store = HashStore()
+    met: Met = {}
+    first = arrive(store, process(0, 0), 2, met)
+    while not caplog.messages:
+        time.sleep(0.01)
+    assert caplog.messages == ["waiting for rank 1 since 0 s"]
+    second = arrive(store, process(1, 0), 2, met)
+    first.join(timeout=20)
+    second.join(timeout=20)
+    caplog.clear()
+    first = arrive(store, process(0, 1), 2, met)  # the second machine has gone meanwhile
+    while not caplog.messages:
+        time.sleep(0.01)
+    assert caplog.messages == ["waiting for rank 1 (last seen on node-1) since 0 s"]
+    arrive(store, process(1, 1), 2, met)
+    first.join(timeout=20)
+    assert met["0/1"] == met.get("1/1", met["0/1"])
+
+
+def test_what_does_not_come_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "FIRST_WORD_S", 0.02)
+    monkeypatch.setattr(joining, "LONGEST_WAIT_S", 0.01)
+    with pytest.raises(UserError, match=r"^rank 0, rank 2 did not come within .* start all machines of the run$"):
+        Meeting(HashStore(), process(1, 0), 3).meet()
+
+
+def test_two_machines_with_one_number_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, errors = HashStore(), []
+
+    def join(peer: Peer) -> None:
+        try:
+            Meeting(store, peer, 2).meet()
+        except UserError as error:
+            errors.append(str(error))
+
+    one = threading.Thread(target=join, args=[process(0, 0)], daemon=True)
+    one.start()
+    time.sleep(0.05)
+    threading.Thread(target=join, args=[replace(process(0, 1), host="node-7")], daemon=True).start()
+    one.join(timeout=20)
+    assert errors == [
+        "another process, on node-7, has joined as rank 0: give each machine a --machine_rank (MACHINE_RANK) of its own, "
+        "and start each machine once"
+    ]

@@ -1,0 +1,58 @@
+"""What a collective that fails is taken for."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tracknet.errors import UserError
+from tracknet.training import joining, lost_peer
+from tracknet.training.lost_peer import PeerLostError, naming_lost_peers
+from tracknet.training.peers import Door, Peer
+
+GLOO = "[gloo/transport/tcp/pair.cc:545] Read error [10.0.0.2]:61065: Connection reset by peer."
+
+
+@pytest.fixture
+def doors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Door]]:
+    """Of two processes of the run, rank 0 on node-a and rank 1 on node-b."""
+    made = [Door("127.0.0.1"), Door("127.0.0.1")]
+    peers = tuple(Peer(rank, rank, f"node-{'ab'[rank]}", door.address, door.port, str(rank)) for rank, door in enumerate(made))
+    monkeypatch.setattr(joining, "_peers", peers)
+    monkeypatch.setattr(lost_peer, "PATIENCE_S", 0.3)
+    yield made
+    for door in made:
+        door.close()
+
+
+def fail(error: Exception) -> None:
+    with naming_lost_peers():
+        raise error
+
+
+def test_the_one_who_has_gone_is_named(doors: list[Door]) -> None:
+    doors[1].close()
+    with pytest.raises(PeerLostError, match=r"^rank 1 on node-b has gone; the last checkpoint is whole: .* --resume auto$") as raised:
+        fail(RuntimeError(GLOO))
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is not None
+
+
+def test_a_broken_connection_is_told_from_a_mistake_of_the_program_where_all_are_there(doors: list[Door]) -> None:
+    with pytest.raises(PeerLostError, match=r"^a connection between the ranks broke, though all are there .*Connection reset by peer"):
+        fail(RuntimeError(GLOO))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), naming_lost_peers():
+        torch.ones(2) @ torch.ones(3)
+
+
+@pytest.mark.parametrize("error", [UserError("its own"), torch.OutOfMemoryError("out of memory"), KeyError("x")])
+def test_what_is_no_failure_of_a_collective_stays_what_it_is(doors: list[Door], error: Exception) -> None:
+    doors[1].close()
+    with pytest.raises(type(error)) as raised:
+        fail(error)
+    assert raised.value is error
+
+
+def test_a_process_alone_has_lost_nobody() -> None:
+    with pytest.raises(RuntimeError, match="Connection reset"):
+        fail(RuntimeError(GLOO))
