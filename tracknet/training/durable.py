@@ -1,20 +1,22 @@
-"""Writing that survives: flushing to the disk, and one writer at a time in a folder."""
+"""Writing that survives: files that are on the disk when they are said to be, and one writer at a time in a folder."""
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from tracknet.errors import UserError
 
 log = logging.getLogger("tracknet")
 
 LOCK_WAIT_S = 60.0
+PIECE_BYTES = 4 * 2**20  # read and hashed at once, without Python's lock
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what file systems without locks answer
 
 
@@ -27,12 +29,57 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_tree(folder: Path) -> None:
-    """Brings all files and folders below `folder`, and itself, to the disk."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            flush(Path(parent) / name)
-        flush(Path(parent))
+class NewFile:
+    """Writes a file that is not there yet, and hashes what it is given.
+
+    Used as a context: when it ends, the content is on the disk. `byte_count` and `sha256` then say what must be there.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest = hashlib.sha256()
+        self.byte_count = 0
+
+    def __enter__(self) -> "NewFile":
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Appends all of it."""
+        self._digest.update(content)
+        self.byte_count += len(content)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    @property
+    def sha256(self) -> str:
+        """Of what was given, in hexadecimal."""
+        return self._digest.hexdigest()
+
+
+def sha256_on_disk(path: Path) -> str:
+    """Of what a file holds. Where the system heeds the request, it is read from the disk, not from the memory that the writer filled."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        while count := os.readv(descriptor, [piece]):
+            digest.update(piece[:count])
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -44,16 +91,23 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process kept the lock for `LOCK_WAIT_S`.
     """
-    with open(folder / ".lock", "a", encoding="utf-8") as file:
-        locked = _lock(file, folder)
+    # neither a link out of the folder nor a pipe in its place
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(folder / ".lock", flags, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileExistsError(errno.EEXIST, ".lock is not a file made by TrackNet; move it away")
+        locked = _lock(descriptor, folder)
         try:
             yield
         finally:
             if locked:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file too
+    finally:
+        os.close(descriptor)
 
 
-def _lock(file: IO[str], folder: Path) -> bool:
+def _lock(file: int, folder: Path) -> bool:
     """Whether the lock was taken; False where the file system has none."""
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
