@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from small_models import small_model, windows
 from torch import Tensor
+from tracknet.training.checkpoint_store import CheckpointStore
 from transformers.integrations import is_fsdp_enabled
 
 from tracknet.data.batch import Batch
@@ -29,7 +30,7 @@ from tracknet.losses import frame_losses
 from tracknet.models import TrackNetModel
 from tracknet.models.unet import UnetDecoder
 from tracknet.schema.training import AdamWConfig, LossConfig, TrainingConfig
-from tracknet.training.checkpoint import CheckpointStore, load_checkpoint
+from tracknet.training.checkpoint import load_checkpoint
 from tracknet.training.ema import Ema
 from tracknet.training.gradient import SummedLoss
 from tracknet.training.microbatch import MicroBatchSize
@@ -193,10 +194,9 @@ def compare(family: str, contents: str, ranks: Ranks, out: Path, frozen: bool = 
 
 
 def reloaded(side: Side, family: str, ranks: Ranks, folder: Path) -> Side:
-    side.state.gather()
     tensors = side.state.tensors(keep=ranks.is_main)
     state = side.state
-    ranks.on_main(lambda: CheckpointStore(folder, 1).save(2, state.write_model, tensors, state.as_json(), False))
+    ranks.on_main(lambda: CheckpointStore(folder, 1).save(2, state.model.config_json(), tensors, state.as_json(), False))
     fresh = Side(family, ranks, state.model.backbone_frozen)
     with torch.no_grad():
         for parameter in fresh.state.model.parameters():
@@ -225,7 +225,7 @@ def run_out_of_memory(ranks: Ranks, out: Path, place: str) -> dict[str, Any]:
     """One undisturbed step, then one in which the second rank fails."""
     os.environ.update(PROBE_RANK="1", PROBE_LIMIT="1", PROBE_AFTER="1")
     let_decoder_fail(place)
-    side = Side("unet", ranks, keep_sizes=lambda: write_size_note(out, side.state.micro_batch_sizes))
+    side = Side("unet", ranks, keep_sizes=lambda step: write_size_note(out, side.state.micro_batch_sizes, step))
     global passes
     passes = -1
     side(make_batch(4, 1.0, seed=1 + ranks.rank), 11)

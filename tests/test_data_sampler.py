@@ -11,14 +11,14 @@ sizes = st.integers(1, 9)
 worlds = st.integers(1, 5)
 
 
-def steps_of(count: int, batch: int, world: int, *, epoch: int = 0, first: int = 0, shuffle: bool = True, drop: bool = False) -> list[list]:
+def steps_of(count: int, batch: int, world: int, *, epoch: int = 0, seen: int = 0, shuffle: bool = True, drop: bool = False) -> list[list]:
     """What all ranks together see at each step, rank after rank."""
     ranks = []
     for rank in range(world):
         sampler = EpochBatchSampler(count, batch, rank, world, seed=3, shuffle=shuffle, drop_last=drop)
-        sampler.set_position(epoch, first)
+        sampler.set_position(epoch, seen)
         batches = list(sampler)
-        assert len(batches) == len(sampler) - first
+        assert len(batches) == sampler.steps_left(seen)
         ranks.append(batches)
     return [list(step) for step in zip(*ranks, strict=True)]
 
@@ -50,7 +50,20 @@ def test_the_world_size_does_not_change_what_a_step_sees(count: int, batch: int,
 def test_a_resumed_epoch_is_the_tail_of_the_epoch(count: int, batch: int, world: int, data: st.DataObject) -> None:
     whole = steps_of(count, batch, world, epoch=2)
     first = data.draw(st.integers(0, len(whole)))
-    assert steps_of(count, batch, world, epoch=2, first=first) == whole[first:]
+    seen = sum(len(share) for step in whole[:first] for share in step)
+    assert steps_of(count, batch, world, epoch=2, seen=seen) == whole[first:]
+
+
+@settings(deadline=None)
+@given(count=counts, batch=sizes, worlds=st.lists(worlds, min_size=2, max_size=4), data=st.data())
+def test_a_world_that_changes_in_an_epoch_goes_on_in_the_same_order(count: int, batch: int, worlds: list[int], data: st.DataObject) -> None:
+    order = [key for step in steps_of(count, count, 1, epoch=2) for share in step for key in share]
+    seen: list = []
+    for number, world in enumerate(worlds):
+        rest = steps_of(count, batch, world, epoch=2, seen=len(seen))
+        made = data.draw(st.integers(0, len(rest))) if number < len(worlds) - 1 else len(rest)
+        seen += [key for step in rest[:made] for share in step for key in share]
+    assert seen == order
 
 
 @settings(deadline=None)
@@ -78,7 +91,7 @@ def test_the_order_follows_seed_and_epoch() -> None:
 
 def test_iterations_keep_the_position_that_they_started_from() -> None:
     sampler = EpochBatchSampler(8, 2, 0, 1, 0, shuffle=False, drop_last=False)
-    sampler.set_position(0, 1)
+    sampler.set_position(0, 2)
     early = iter(sampler)
-    sampler.set_position(5, 3)
+    sampler.set_position(5, 6)
     assert [key for batch in early for key in batch] == [(0, window) for window in range(2, 8)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tracknet.schema.training import OPTIMIZERS, SCHEDULERS, ConstantConfig, CosineConfig, LinearConfig, SgdConfig, StepConfig
-from tracknet.training.optimization import LearningRate, build_optimizer, lr_factor
+from tracknet.training.optimization import LearningRate, build_optimizer, lr_factor, state_tensors
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -23,6 +23,8 @@ def test_every_optimizer_takes_its_own_arguments_and_lowers_a_loss(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    kept = {name: value for name, value in optimizer.state[model.weight].items() if torch.is_tensor(value)}
+    assert {name: value.shape == model.weight.shape for name, value in kept.items()} == {n: n != "step" for n in state_tensors(optimizer)}
     assert type(optimizer).__name__.lower() == name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from saved_states import MODEL_CONFIG, NAMES, TENSORS, change_manifest, saved_state
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,12 +18,11 @@ from tracknet.schema.model import UnetHeatmapConfig
 from tracknet.schema.root import Config
 from tracknet.schema.runtime import RuntimeConfig
 from tracknet.schema.training import AdadeltaConfig, AdamConfig, AdamWConfig, SgdConfig, TrainingConfig
-from tracknet.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
+from tracknet.training.checkpoint import CheckpointError, load_checkpoint
+from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.optimization import build_optimizer
 from tracknet.training.optimizer_state import pack_optimizer, unpack_optimizer
 from tracknet.training.resume import check_same_run, find_resume
-
-NAMES = ["demo", "demo", "fast"]
 
 
 def config(ckpt_dir: Path, seed: int = 42, names: list[str] = NAMES) -> Config:
@@ -43,11 +42,6 @@ def config(ckpt_dir: Path, seed: int = 42, names: list[str] = NAMES) -> Config:
     return Config(data=DataConfig(), model=UnetHeatmapConfig(), training=TrainingConfig(), runtime=runtime)
 
 
-def write_model(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-    save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
-
-
 def make_run(
     ckpt_dir: Path,
     timestamp: str,
@@ -61,8 +55,8 @@ def make_run(
     folder = ckpt_dir / f"run-{timestamp}-s{seed}"
     store = CheckpointStore(folder, keep_last)
     for step in steps:
-        state = {"names": names, "seed": seed, "finished": finished and step == steps[-1]}
-        store.save(step, write_model, {"optimizer": {"a": torch.ones(2)}}, state, best=step == steps[0])
+        state = saved_state(step, names=names, seed=seed, finished=finished and step == steps[-1])
+        store.save(step, MODEL_CONFIG, TENSORS, state, best=step == steps[0])
     return folder
 
 
@@ -162,8 +156,7 @@ def test_a_run_without_any_good_checkpoint_gives_way_to_the_one_before(tmp_path:
 
 def test_a_checkpoint_of_a_newer_format_is_never_passed_over(tmp_path: Path) -> None:
     run = make_run(tmp_path, "20260101-000000", [1, 2])
-    file = run / "step-00000002" / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 99}))
+    change_manifest(run / "step-00000002", format_version=99)
     with pytest.raises(UserError, match="format_version 99 is newer"):
         find_resume("auto", tmp_path, config(tmp_path))
 
@@ -208,15 +201,16 @@ def test_a_damaged_checkpoint_asked_for_by_name_is_refused(tmp_path: Path) -> No
     for path in ("last", "step-00000002"):
         with pytest.raises(CheckpointError, match=r"optimizer\.safetensors"):
             find_resume(str(run / path), tmp_path, config(tmp_path))
-    (run / "step-00000002" / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"state\.json"):
+    (run / "step-00000002" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"manifest\.json|state\.json"):
         find_resume(str(run / "step-00000002"), tmp_path, config(tmp_path))
 
 
 def test_a_checkpoint_outside_of_a_run_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "20260101-000000", [1])
     (tmp_path / "step-00000001").symlink_to(run / "step-00000001")
-    assert find_resume(str(tmp_path / "step-00000001"), tmp_path, config(tmp_path)) is not None
+    with pytest.raises(CheckpointError, match="name the checkpoint's folder itself"):
+        find_resume(str(tmp_path / "step-00000001"), tmp_path, config(tmp_path))
     (run / "step-00000001").rename(tmp_path / "copy")
     with pytest.raises(ConfigError, match="not inside a run's folder"):
         find_resume(str(tmp_path / "copy"), tmp_path, config(tmp_path))
@@ -277,7 +271,6 @@ def test_the_same_configuration_is_the_same_run() -> None:
         ("data.synthetic", {"seed": 0}),
         ("training.optimizer.name", "sgd"),
         ("training.optimizer.lr", 1e-4),
-        ("training.batch_size", 4),
         ("training.ema_decay", 0.99),
         ("training.data_loader.drop_last", True),
         ("training.init_from", "somewhere"),
@@ -295,9 +288,10 @@ def test_a_setting_that_breaks_the_state_is_refused_with_both_values(key: str, v
 
 
 def test_all_broken_settings_are_named_at_once() -> None:
-    both = changed("training.batch_size", 4)
+    both = changed("training.data_loader.drop_last", True)
     both["data"]["background"] = "median"
-    with pytest.raises(ConfigError, match=r"data\.background was none and is now median; training\.batch_size was 8 and is now 4"):
+    told = r"data\.background was none and is now median; training\.data_loader\.drop_last was False and is now True"
+    with pytest.raises(ConfigError, match=told):
         check_same_run(resolved(), both)
 
 
@@ -306,6 +300,7 @@ def test_all_broken_settings_are_named_at_once() -> None:
     [
         ("training.epochs", 20, "training.epochs: 10 -> 20"),
         ("training.data_loader.num_workers", 0, "training.data_loader.num_workers: 2 -> 0"),
+        ("training.batch_size", 16, "training.batch_size: 8 -> 16"),
         ("data.root", "b", "data.root: a -> b"),
         ("data.augment.brightness", 0.2, "data.augment.brightness: 0.1 -> 0.2"),
         ("model.backbone.local_files_only", True, "model.backbone.local_files_only: False -> True"),
@@ -383,11 +378,12 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(tmp_path: Path, argumen
     optimizer = make_optimizer(model, arguments)
     train(model, optimizer, range(stop))
     tensors, rest = pack_optimizer(optimizer)
-    CheckpointStore(tmp_path, 1).save(stop, write_model, {"optimizer": tensors, "weights": model.state_dict()}, {"optimizer": rest}, False)
+    groups = {"optimizer": tensors, "model": model.state_dict()}
+    CheckpointStore(tmp_path, 1).save(stop, MODEL_CONFIG, groups, {"optimizer": rest}, False)
     train(model, optimizer, range(stop, 10))
 
     checkpoint, other = load_checkpoint(tmp_path / "last"), Net()
-    other.load_state_dict(checkpoint.tensors["weights"])
+    other.load_state_dict(checkpoint.tensors["model"])
     resumed = make_optimizer(other, arguments, lr=123.0)  # the saved learning rates are the ones that count
     train(copy.deepcopy(other), resumed, range(2))  # and whatever state it has gives way
     unpack_optimizer(resumed, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])

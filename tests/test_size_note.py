@@ -18,15 +18,17 @@ def sizes_after_one_failure() -> dict[str, MicroBatchSize]:
 
 def test_a_note_is_read_as_it_was_written_and_goes(tmp_path):
     sizes = sizes_after_one_failure()
-    write_size_note(tmp_path, sizes)
+    write_size_note(tmp_path, sizes, 4)
     noted = read_size_note(tmp_path, sizes)
     assert noted is not None
     restored = MicroBatchSize(8, TrainingConfig())
     assert restored.restore(noted["whole_model"])
     assert restored.as_json() == sizes["whole_model"].as_json()
-    remove_size_note(tmp_path)
+    remove_size_note(tmp_path, 4)  # a checkpoint that was being written when memory ran out lacks the sizes
+    assert read_size_note(tmp_path, sizes) == noted
+    remove_size_note(tmp_path, 5)
     assert read_size_note(tmp_path, sizes) is None
-    remove_size_note(tmp_path)
+    remove_size_note(tmp_path, 6)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +47,9 @@ def test_a_note_is_read_as_it_was_written_and_goes(tmp_path):
 )
 def test_a_note_of_something_else_is_refused_in_one_line(damage, tmp_path):
     sizes = sizes_after_one_failure()
-    write_size_note(tmp_path, sizes)
+    write_size_note(tmp_path, sizes, 4)
     note = json.loads((tmp_path / FILE).read_text())
-    (tmp_path / FILE).write_text(json.dumps(damage(note)))
+    (tmp_path / FILE).write_text(json.dumps(note | {"sizes": damage(note["sizes"])}))
     with pytest.raises(UserError, match="remove it to go on") as raised:
         read_size_note(tmp_path, sizes)
     assert "\n" not in str(raised.value)

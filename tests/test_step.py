@@ -220,7 +220,7 @@ def test_running_out_of_memory_in_the_update_is_not_retried():
     step = make_step(network, TrainingConfig(batch_size=6))
     step._optimizer.step = FailsAbove(-1, MemoryError()).update
     step(batch, step=4, stop=False)  # all ranks leave together, and the others do not know yet
-    for tell in (lambda: step(batch, step=5, stop=False), step.raise_any_failure):
+    for tell in (lambda: step(batch, step=5, stop=False), step.failed_update.raise_on_all):
         with pytest.raises(UserError, match="step 5: out of memory in the optimizer's update"):
             tell()
 

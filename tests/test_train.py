@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from tracknet.models import TrackNetModel
 from tracknet.scripts.train import main
 from tracknet.training import validation
 from tracknet.training.gradient import SummedLoss
+from tracknet.training.snapshot import Snapshot
 from tracknet.training.tracking import Tracker
 
+FORMAT_1 = Path(__file__).with_name("checkpoint_v1")
 MEASURED = {"train/samples_per_s", "train/peak_memory_gb"}  # differ from run to run
 GAMES = ["data.split.train_games=[game1]", "data.split.val_games=[game2]"]
 TINY = [
@@ -67,6 +70,10 @@ def metrics_of(output: Path) -> list[dict]:
     return [json.loads(line) for line in (only_run(output / "logs") / "metrics.jsonl").read_text().splitlines()]
 
 
+def state_of(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
 def losses_of(output: Path) -> list[float]:
     return [line["train/loss"] for line in metrics_of(output) if "train/loss" in line]
 
@@ -104,6 +111,14 @@ def test_the_checkpoint_holds_the_averaged_weights_and_the_raw_ones_beside_them(
     assert any(not torch.equal(averaged[name], raw[name]) for name in averaged)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_memory_for_saving_is_made_once(clips, tmp_path, monkeypatch, ema_decay):
+    grow, grown = Snapshot._grow, []
+    monkeypatch.setattr(Snapshot, "_grow", lambda *a, **k: grown.append(grow(*a, **k)) or grown[-1])
+    assert main(arguments(clips, tmp_path, f"training.ema_decay={ema_decay}", "training.checkpoint.every_steps=3")) == 0
+    assert grown == [True] + [False] * 7  # reserved; then before the first step, and after steps 3, 4, 6, 8, 9, 12
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(clips, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert main([*arguments(clips, tmp_path / name, "training.epochs=1"), "--seed", str(seed)]) == 0
@@ -123,7 +138,7 @@ def test_a_run_stopped_by_sigterm_saves_and_goes_on_as_if_it_had_not_been(clips,
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 75, log_file.read_text()
-    stopped_at = json.loads((only_run(tmp_path / "stopped" / "checkpoints") / "last" / "state.json").read_text())["step"]
+    stopped_at = state_of(only_run(tmp_path / "stopped" / "checkpoints") / "last")["position"]["step"]
     assert 7 <= stopped_at < 120
 
     assert main([*arguments(clips, tmp_path / "stopped", *more), "--resume"]) == 0
@@ -159,7 +174,28 @@ def test_a_run_whose_epochs_would_have_another_length_is_not_resumed(clips, tmp_
     fewer = tmp_path / "fewer"
     write_games(fewer, ["game1", "game2"], clips=1, count=10)
     assert main([*arguments(fewer, tmp_path, "training.epochs=9"), "--resume"]) == 2
-    assert "4 steps per epoch and would now have 2" in capfd.readouterr().err.splitlines()[-1]
+    assert "16 windows of training data and would now have 8" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_checkpoint_of_format_1_goes_on_where_it_stopped(clips, tmp_path, capfd):
+    settings = ["training.ema_decay=0.9", "model.backbone.channels=[2,4]"]
+    assert main(arguments(clips, tmp_path / "whole", *settings)) == 0
+    shutil.copytree(FORMAT_1, tmp_path / "old" / "checkpoints")
+    assert main([*arguments(clips, tmp_path / "old", *settings), "--resume"]) == 0
+    assert "continuing run-20261124-120004-s42 after step 6" in capfd.readouterr().err
+    lines = metrics_of(tmp_path / "old")
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(7, 13))
+    assert [line["step"] for line in lines if "val/f1_wasb" in line] == [8, 12]
+    # of another machine, perhaps, on which sums round otherwise
+    np.testing.assert_allclose(losses_of(tmp_path / "old"), losses_of(tmp_path / "whole")[6:], rtol=1e-2)
+    np.testing.assert_allclose(
+        [line["train/lr"] for line in lines if "train/lr" in line],
+        [line["train/lr"] for line in metrics_of(tmp_path / "whole") if "train/lr" in line][6:],
+        rtol=1e-12,
+    )
+    run = only_run(tmp_path / "old" / "checkpoints")
+    assert (run / "last" / "manifest.json").exists()
+    assert not (run / "step-00000006" / "manifest.json").exists()
 
 
 def test_two_runs_of_one_second_get_folders_of_their_own(clips, tmp_path, monkeypatch):
@@ -208,8 +244,8 @@ def test_an_earlier_step_that_is_resumed_leaves_no_best_of_the_other_future(clip
     run = only_run(tmp_path / "checkpoints")
     assert os.readlink(run / "best") == "step-00000008"
     assert main([*arguments(clips, tmp_path, "training.checkpoint.keep_last=3"), "--resume", str(run / "step-00000004")]) == 0
-    best = json.loads((run / "best" / "state.json").read_text())
-    assert best["state"]["position"]["step"] == best["step"]
+    assert os.readlink(run / "best") == "step-00000012"
+    assert state_of(run / "best")["position"]["best_f1"] == 0.06
     assert [line["val/f1_tracknetv2"] for line in metrics_of(tmp_path) if "val/f1_tracknetv2" in line] == [0.1, 0.05, 0.06]
 
 
@@ -246,6 +282,18 @@ def test_fine_tuning_starts_from_the_saved_model(clips, tmp_path):
     saved.rename(saved.with_name("elsewhere"))  # a run that goes on has its own weights
     more = [f"training.init_from={saved}", *still[:2], "training.epochs=2", "training.ema_decay=0"]
     assert main([*arguments(clips, tmp_path / "second", *more), "--resume"]) == 0
+
+
+def test_a_damaged_checkpoint_is_not_fine_tuned(clips, tmp_path, capfd):
+    assert main(arguments(clips, tmp_path / "first", "training.epochs=1")) == 0
+    best = only_run(tmp_path / "first" / "checkpoints") / "best"
+    content = bytearray((best / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (best / "model.safetensors").write_bytes(content)
+    assert main(arguments(clips, tmp_path / "second", f"training.init_from={best}")) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "model.safetensors" in said
+    assert "damaged" in said
 
 
 def test_the_backbone_rests_for_the_epochs_asked_for(clips, tmp_path, capfd):
@@ -318,7 +366,7 @@ def test_an_update_that_failed_is_in_no_checkpoint(clips, tmp_path, monkeypatch,
     monkeypatch.setattr(torch.optim.AdamW, "step", fails_in_the_last_step_before_an_evaluation)
     assert main(arguments(clips, tmp_path)) == 1
     assert capfd.readouterr().err.splitlines()[-1].startswith("step 4: out of memory in the optimizer's update")
-    assert not list(tmp_path.glob("checkpoints/run-*/step-*"))
+    assert [path.name for path in tmp_path.glob("checkpoints/run-*/step-*")] == ["step-00000000"]
 
 
 def test_each_phase_of_training_remembers_its_own_micro_batch_size(clips, tmp_path, monkeypatch):
@@ -345,7 +393,7 @@ def test_each_phase_of_training_remembers_its_own_micro_batch_size(clips, tmp_pa
     lines = [line for line in metrics_of(tmp_path) if "train/loss" in line]
     assert [line["train/micro_batch_size"] for line in lines] == [2] * 4 + [1] * 8
     assert [line["train/oom_retries"] for line in lines] == [1, 0, 0, 0, 2] + [0] * 7
-    state = json.loads((only_run(tmp_path / "checkpoints") / "last" / "state.json").read_text())["state"]
+    state = state_of(only_run(tmp_path / "checkpoints") / "last")
     assert {phase: size["value"] for phase, size in state["micro_batch_sizes"].items()} == {
         "frozen_backbone": 2,
         "whole_model": 1,

@@ -1,7 +1,9 @@
 """Batches of one process."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import parent_process
@@ -17,6 +19,8 @@ from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory
 from tracknet.schema.training import DataLoaderConfig
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class _WholeBatches(Dataset[Batch | UserError]):
@@ -80,17 +84,31 @@ class EpochLoader:
         """Batches per epoch, the same on all ranks."""
         return len(self.sampler)
 
+    @property
+    def windows_per_epoch(self) -> int:
+        """Of all ranks together."""
+        return self.sampler.count
+
+    @property
+    def windows_per_step(self) -> int:
+        """Of all ranks together."""
+        return self.sampler.windows_per_step
+
+    def steps_left(self, windows_seen: int) -> int:
+        """Batches of an epoch of which all processes together have seen so many windows; the same on all ranks."""
+        return self.sampler.steps_left(windows_seen)
+
     def windows_of_this_rank(self) -> list[int]:
         """Numbers of the windows that this process gets in the first epoch, in order."""
         self.sampler.set_position(0)
         return [window for batch in self.sampler for _, window in batch]
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch | UserError]:
-        """The batches of an epoch from `first_batch` on; workers start at once.
+    def epoch(self, epoch: int, windows_seen: int = 0) -> Iterator[Batch | UserError]:
+        """The batches of an epoch, without the windows that all processes together have seen of it; workers start at once.
 
         What cannot be loaded comes as an error in the batch's place, and whoever takes it ends all ranks with it.
         """
-        self.sampler.set_position(epoch, first_batch)
+        self.sampler.set_position(epoch, windows_seen)
         return self._received(iter(self._loader))
 
     def _received(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
@@ -114,6 +132,9 @@ def _start_worker(worker: int) -> None:
     save, so a worker obeys SIGTERM only from the main process, and leaves by itself when that one has gone.
     """
     cv2.setNumThreads(0)
+    if sys.platform == "linux":
+        # it holds connections to the other ranks, which learn of its main process's death only when both have gone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main = parent_process()
     if main is None or not hasattr(signal, "sigwaitinfo"):  # macOS has no way to tell the sender

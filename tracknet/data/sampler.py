@@ -13,7 +13,8 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Step g of an epoch takes the windows order[g * W * B : (g + 1) * W * B] of one order that all W processes share, cut into W contiguous
     even shares. So two processes with batches of 4 see at each step the same windows as one with 8. The last step may be ragged: shares
-    then differ by at most one window and may be empty, but every process has the same number of steps.
+    then differ by at most one window and may be empty, but every process has the same number of steps. An epoch that other processes, or
+    other batches, have begun goes on behind the windows that they have seen.
 
     Args:
         count: windows in the data set.
@@ -35,29 +36,34 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.world_size = world_size
         self.seed = seed
         self.shuffle = shuffle
-        per_step = batch_size * world_size
-        self._steps = count // per_step if drop_last else -(-count // per_step)
-        if self._steps == 0:
+        self.drop_last = drop_last
+        self.windows_per_step = batch_size * world_size
+        if len(self) == 0:
             raise ConfigError(
-                f"training.data_loader.drop_last: {count} windows are fewer than one step's {per_step} "
+                f"training.data_loader.drop_last: {count} windows are fewer than one step's {self.windows_per_step} "
                 f"({batch_size} x {world_size} processes), so none is left; set it to false or lower training.batch_size"
             )
         self.set_position(0)
 
     def __len__(self) -> int:
-        """Steps per epoch."""
-        return self._steps
+        """Steps of a whole epoch."""
+        return self.steps_left(0)
 
-    def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Where the next iteration starts."""
-        self._epoch, self._first_batch = epoch, first_batch
+    def steps_left(self, windows_seen: int) -> int:
+        """Steps of an epoch of which all processes together have seen so many windows."""
+        left = self.count - windows_seen
+        return left // self.windows_per_step if self.drop_last else -(-left // self.windows_per_step)
+
+    def set_position(self, epoch: int, windows_seen: int = 0) -> None:
+        """Where the next iteration starts: behind the windows of the epoch that all processes together have seen."""
+        self._epoch, self._windows_seen = epoch, windows_seen
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._batches(self._epoch, self._first_batch)  # the position of now, not of the first `next`
+        return self._batches(self._epoch, self._windows_seen)  # the position of now, not of the first `next`
 
-    def _batches(self, epoch: int, first_batch: int) -> Iterator[list[tuple[int, int]]]:
+    def _batches(self, epoch: int, windows_seen: int) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.count) if self.shuffle else np.arange(self.count)
-        per_step = self.batch_size * self.world_size
-        for step in range(first_batch, self._steps):
-            windows = order[step * per_step : (step + 1) * per_step]
+        for step in range(self.steps_left(windows_seen)):
+            first = windows_seen + step * self.windows_per_step
+            windows = order[first : first + self.windows_per_step]
             yield [(epoch, int(window)) for window in np.array_split(windows, self.world_size)[self.rank]]

@@ -109,6 +109,13 @@ class TrackNetModel(PreTrainedModel):
         with quiet_transformers():
             super().save_pretrained(save_directory, *args, **kwargs)
 
+    def config_json(self) -> str:
+        """The text of `config.json`, as `save_pretrained` writes it."""
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = self.dtype
+        text: str = self.config.to_json_string()
+        return text
+
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that `freeze_backbone` holds still; the rest (input, fusion, decoder, head) always trains."""
         yield from self.network.backbone.parameters()

@@ -110,6 +110,7 @@ class EvaluationConfig:
 @dataclass
 class CheckpointConfig:
     keep_last: int = bounded(2, low=1)  # newest checkpoints kept, beside the best one
+    every_steps: int = bounded(500, low=0)  # between checkpoints, besides those after each evaluation; 0 only those
 
 
 @dataclass

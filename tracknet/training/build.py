@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,23 @@ from tracknet.models import TrackNetModel, build_model, check_init_from, check_p
 from tracknet.schema.root import Config
 from tracknet.schema.training import TrainingConfig, gradient_bound
 from tracknet.schema.validation import check_sizes
-from tracknet.training.checkpoint import CheckpointStore
+from tracknet.training.checkpoint import MANIFEST_FILE, verify_checkpoint
+from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.ema import Ema
 from tracknet.training.gradient import SummedLoss
 from tracknet.training.launch import world_from_environment
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.optimization import LearningRate, build_optimizer
+from tracknet.training.position import Position, from_format_1
 from tracknet.training.previews import draw_previews
 from tracknet.training.progress import Progress
 from tracknet.training.ranks import Ranks
 from tracknet.training.restart import launcher_of
+from tracknet.training.saver import BackgroundSaver
+from tracknet.training.saving import Saving
 from tracknet.training.sharded_step import ShardedStep
 from tracknet.training.size_note import remove_size_note, write_size_note
-from tracknet.training.state import EVALUATION, FROZEN_BACKBONE, WHOLE_MODEL, Position, TrainingState
+from tracknet.training.state import EVALUATION, FROZEN_BACKBONE, WHOLE_MODEL, TrainingState
 from tracknet.training.step import TrainingStep
 from tracknet.training.tracking import Tracker
 from tracknet.training.trainer import SELECTION_METRIC, Step, Trainer
@@ -53,12 +57,15 @@ def check_sources(config: Config, starts_from: Path | None) -> None:
 
     Raises:
         ConfigError: `data.root`, `training.init_from` or `model.pretrained_model_name` is not there or does not fit.
+        CheckpointError: `training.init_from` is a damaged checkpoint.
     """
     if config.data.root is not None:
         check_root(Path(config.data.root))
     check_pretrained(config.model)
     if starts_from is not None:
         check_init_from(starts_from)
+        if (starts_from / MANIFEST_FILE).exists():
+            verify_checkpoint(starts_from)
 
 
 def build_data(config: Config, ranks: Ranks) -> Datasets:
@@ -118,19 +125,72 @@ def evaluation_batch_size(training: TrainingConfig) -> int:
     return training.evaluation.batch_size or training.batch_size
 
 
-def build_batches(config: Config, datasets: Datasets, ranks: Ranks, position: Position) -> tuple[EpochLoader, int]:
-    """This rank's training batches, and the number of updates of the whole run.
+def build_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
+    """This rank's training batches.
 
     Raises:
-        ConfigError: no step is left in an epoch, or this is not the length of epoch that a resumed run was saved with.
+        ConfigError: no step is left in an epoch.
     """
     training = config.training
     count, seed = len(datasets.train), config.runtime.seed
     drop_last = training.data_loader.drop_last
     sampler = EpochBatchSampler(count, training.batch_size, ranks.rank, ranks.size, seed, shuffle=True, drop_last=drop_last)
-    total_steps = training.max_steps or training.epochs * len(sampler)
-    _check_length(config, position, len(sampler), total_steps)
-    return EpochLoader(datasets.train, sampler, training.data_loader), total_steps
+    return EpochLoader(datasets.train, sampler, training.data_loader)
+
+
+def restored_position(saved: Mapping[str, Any], batches: EpochLoader) -> Position:
+    """The position in a checkpoint of any format, checked against the batches that a resumed run will have; the log says what changed.
+
+    Raises:
+        ConfigError: the place in the order of the data means something else with these batches.
+    """
+    per_epoch, per_step = batches.windows_per_epoch, batches.windows_per_step
+    if "steps_per_epoch" in saved:
+        if saved["steps_per_epoch"] not in (0, len(batches)):
+            raise ConfigError(
+                f"--resume: the run had {saved['steps_per_epoch']} steps per epoch and would now have {len(batches)}; its checkpoint is of"
+                " an older version: give it the same number of processes, training.batch_size and clips"
+            )
+        return Position(**from_format_1(saved, windows_per_epoch=per_epoch, windows_per_step=per_step))
+    position = Position(**saved)
+    if position.windows_per_epoch not in (0, per_epoch):
+        raise ConfigError(
+            f"--resume: the run had {position.windows_per_epoch} windows of training data and would now have {per_epoch};"
+            " give it the same clips, or start a new run from its weights with training.init_from"
+        )
+    if position.windows_per_step not in (0, per_step):
+        log.warning(
+            "a step now has %d windows where it had %d: the order of windows goes on where it stopped, and the learning rate at its place"
+            " in the run; the weights will no longer be those of the undisturbed run",
+            *(per_step, position.windows_per_step),
+        )
+    if position.windows_seen and not batches.steps_left(position.windows_seen):  # the rest of the epoch is less than a step: dropped
+        position.epoch, position.windows_seen = position.epoch + 1, 0
+    return position
+
+
+def plan_steps(config: Config, position: Position, batches: EpochLoader) -> int:
+    """The updates of the whole run, those made before this launch among them; notes in the position what it is counted in.
+
+    Raises:
+        ConfigError: the warm-up is longer than the run.
+    """
+    training, steps_per_epoch = config.training, len(batches)
+    position.windows_per_epoch, position.windows_per_step = batches.windows_per_epoch, batches.windows_per_step
+    warmup_steps = training.scheduler.warmup_epochs * steps_per_epoch
+    if warmup_steps > schedule_steps(training, steps_per_epoch):
+        raise ConfigError(
+            f"training.scheduler.warmup_epochs={training.scheduler.warmup_epochs:g} is {warmup_steps:.0f} steps,"
+            f" longer than the run's {schedule_steps(training, steps_per_epoch)}; lower it"
+        )
+    epochs_left = training.epochs - 1 - position.epoch
+    left = batches.steps_left(position.windows_seen) + epochs_left * steps_per_epoch
+    return training.max_steps or position.step + max(0, left)
+
+
+def schedule_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
+    """The length of the learning rate's schedule, in steps of this launch."""
+    return training.max_steps or training.epochs * steps_per_epoch
 
 
 def build_trainer(
@@ -172,33 +232,21 @@ def build_trainer(
         state=state,
         training_step=_training_step(config, accelerator, ranks, datasets, state),
         learning_rate=LearningRate(
-            training.scheduler, state.optimizer, base=training.optimizer.lr, total_steps=total_steps, steps_per_epoch=len(batches)
+            training.scheduler,
+            state.optimizer,
+            base=training.optimizer.lr,
+            total_steps=schedule_steps(training, len(batches)),
+            steps_per_epoch=len(batches),
         ),
         batches=batches,
         total_steps=total_steps,
         backbone_frozen_epochs=backbone_frozen_epochs(config),
-        evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker),
-        save=_saving(config, saved_config, ranks, tracker),
+        evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker, stop_requested),
+        saving=_saving(config, saved_config, ranks, state, tracker),
         log_metrics=tracker.log,
         progress=progress,
         stop_requested=stop_requested,
     )
-
-
-def _check_length(config: Config, position: Position, steps_per_epoch: int, total_steps: int) -> None:
-    """A run's place in its data and its schedule is counted in steps, so an epoch must have as many as when it was saved."""
-    if position.steps_per_epoch not in (0, steps_per_epoch):
-        raise ConfigError(
-            f"--resume: the run had {position.steps_per_epoch} steps per epoch and would now have {steps_per_epoch};"
-            " give it the same number of processes, training.batch_size and clips"
-        )
-    position.steps_per_epoch = steps_per_epoch
-    warmup_steps = config.training.scheduler.warmup_epochs * steps_per_epoch
-    if warmup_steps > total_steps:
-        raise ConfigError(
-            f"training.scheduler.warmup_epochs={config.training.scheduler.warmup_epochs:g} is {warmup_steps:.0f} steps,"
-            f" longer than the run's {total_steps}; lower it"
-        )
 
 
 def _validation_batches(config: Config, datasets: Datasets, ranks: Ranks) -> EpochLoader:
@@ -221,7 +269,8 @@ def _training_step(config: Config, accelerator: Accelerator, ranks: Ranks, datas
     )
     make_step: Callable[..., Step] = TrainingStep
     if state.is_sharded:
-        make_step = partial(ShardedStep, keep_sizes=lambda: write_size_note(_run_folder(config), state.micro_batch_sizes))
+        keep_sizes = partial(write_size_note, _run_folder(config), state.micro_batch_sizes)
+        make_step = partial(ShardedStep, keep_sizes=keep_sizes)
     return make_step(
         summed_loss,
         state.optimizer,
@@ -239,7 +288,8 @@ def _evaluation(
     datasets: Datasets,
     state: TrainingState,
     tracker: Tracker,
-) -> Callable[[int], dict[str, float]]:
+    stop_requested: Callable[[], bool],
+) -> Callable[[int], dict[str, float] | None]:
     """The validation of a run, with a line in the log."""
     settings = config.training.evaluation
 
@@ -254,35 +304,29 @@ def _evaluation(
         previews=config.training.tracking.previews if ranks.is_main else 0,
         autocast=accelerator.autocast,
         show_previews=show_previews,
+        stop_requested=stop_requested,
     )
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int) -> dict[str, float] | None:
         metrics = validation(step)
+        if metrics is None:
+            log.info("step %d: the evaluation was cut short; a resumed run makes it first", step)
+            return None
         log.info("step %d: %s", step, "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTION_METRIC, "val/f1_wasb")))
         return metrics
 
     return evaluate
 
 
-def _saving(config: Config, saved_config: dict[str, Any], ranks: Ranks, tracker: Tracker) -> Callable[[TrainingState, bool], None]:
+def _saving(config: Config, saved_config: dict[str, Any], ranks: Ranks, state: TrainingState, tracker: Tracker) -> Saving:
     """Writes checkpoints that a later launch can recognise as this run's."""
-    runtime, run_folder = config.runtime, _run_folder(config)
+    run_folder = _run_folder(config)
     store = CheckpointStore(run_folder, config.training.checkpoint.keep_last)
-    names = [runtime.data_name, runtime.model_name, runtime.training_name]
-    constant = {"names": names, "seed": runtime.seed, "config": saved_config, "launcher": launcher_of(os.environ)}
-
-    def save(state: TrainingState, best: bool) -> None:
-        everything = constant | {"finished": state.position.finished} | state.as_json() | tracker.state()
-        state.gather()
-        tensors = state.tensors(keep=ranks.is_main)
-
-        def write() -> None:
-            store.save(state.position.step, state.write_model, tensors, everything, best)
-            remove_size_note(run_folder)  # the checkpoint has the sizes
-
-        ranks.on_main(write)
-
-    return save
+    saver = BackgroundSaver(store, after=lambda step: remove_size_note(run_folder, step))  # the checkpoint has the sizes
+    if ranks.is_main:
+        saver.reserve(state.bytes_to_save(), pinned=ranks.device.type == "cuda")
+    constant = {"config": saved_config, "launcher": launcher_of(os.environ)}
+    return Saving(saver, constant, tracker.state, ranks=ranks)
 
 
 def _run_folder(config: Config) -> Path:

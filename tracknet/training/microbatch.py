@@ -7,6 +7,8 @@ from typing import Any
 from tracknet.errors import UserError
 from tracknet.schema.training import TrainingConfig
 
+MAX_DOUBLINGS = 20  # of the wait for a size that fails and fails
+
 
 class MicroBatchSize:
     """Samples per micro-batch, the same on all ranks because all ranks tell it the same.
@@ -102,14 +104,14 @@ class MicroBatchSize:
         every_steps, failures = self._config.mb_growth_steps, self._failures[self._rung - 1]
         if self._climbing and failures <= 1:
             return math.ceil(every_steps / 8)
-        return every_steps * int(2 ** max(0, failures - 1))
+        return every_steps * int(2 ** min(MAX_DOUBLINGS, max(0, failures - 1)))
 
     def as_json(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
-            "sizes": self._sizes,
+            "sizes": list(self._sizes),
             "value": self.value,
-            "failures": self._failures,
+            "failures": list(self._failures),
             "clean_steps": self._clean_steps,
             "climbing": self._climbing,
             "trials": self._trials,

@@ -26,14 +26,27 @@ def build_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> Optimize
     return optimizer_class([group for group in groups if group["params"]], **arguments)
 
 
-def lr_factor(config: Schedule, step: int, total_steps: int, steps_per_epoch: int) -> float:
+def state_tensors(optimizer: Optimizer) -> tuple[str, ...]:
+    """Names of the tensors that torch's optimizer keeps for each parameter that it has updated; `step` is one number, all others are of the
+    parameter's size.
+    """
+    match optimizer:
+        case Adam():  # AdamW is one
+            return "step", "exp_avg", "exp_avg_sq"
+        case Adadelta():
+            return "step", "square_avg", "acc_delta"
+        case _:
+            return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+
+
+def lr_factor(config: Schedule, step: float, total_steps: int, steps_per_epoch: int) -> float:
     """What the learning rate is multiplied by in a step.
 
     The first `warmup_epochs` rise linearly to 1; the rest follows the schedule, which counts from the end of the warm-up.
 
     Args:
         config: the schedule.
-        step: 0 is the first update.
+        step: 0 is the first update; in between where a resumed run has other steps than before.
         total_steps: updates of the whole run.
         steps_per_epoch: updates of one epoch.
 
@@ -56,14 +69,14 @@ def lr_factor(config: Schedule, step: int, total_steps: int, steps_per_epoch: in
 
 
 class LearningRate:
-    """Sets the learning rate of each update. A pure function of the step, so a resumed run needs no state for it."""
+    """Sets the learning rate of each update. A pure function of the place in the run, so a resumed run needs no state for it."""
 
     def __init__(self, config: Schedule, optimizer: Optimizer, *, base: float, total_steps: int, steps_per_epoch: int) -> None:
         self._config, self._optimizer, self._base = config, optimizer, base
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
 
-    def apply(self, step: int) -> float:
-        """Sets and returns the learning rate of the update number `step`, from 0."""
+    def apply(self, step: float) -> float:
+        """Sets and returns the learning rate of the update number `step`, as in `lr_factor`."""
         lr = self._base * lr_factor(self._config, step, self._total_steps, self._steps_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = lr

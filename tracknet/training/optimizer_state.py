@@ -1,15 +1,19 @@
 """An optimizer's state as named tensors and JSON, and back."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from tracknet.errors import UserError
+from tracknet.training.optimization import state_tensors
 from tracknet.training.sharding import as_sharded
 
 # How an update is computed, not what it is: these belong to the machine that runs it and stay as the new process chose them.
+_LEARNING_RATES = frozenset({"lr", "initial_lr"})
 _EXECUTION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
@@ -56,7 +60,7 @@ def _json_value(name: str, value: Any) -> Any:
 def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: Mapping[str, Any]) -> None:
     """Gives an optimizer the state that `pack_optimizer` took from one like it: its next update is the one that the other would have made.
 
-    All hyper-parameters (learning rate, `initial_lr`, weight decay, betas ...) become the saved ones. The tensors are copied.
+    The learning rates (`lr`, `initial_lr`) become the saved ones; all other hyper-parameters must be the same. The tensors are copied.
 
     Args:
         optimizer: for the same model; torch's own, not a wrapper around it.
@@ -69,6 +73,7 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: 
     _check_same_optimizer(optimizer, json)
     states: dict[int, dict[str, Any]] = {int(index): dict(numbers) for index, numbers in json["state"].items()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    saved_groups = [_as_saved(own, saved) for own, saved in zip(optimizer.state_dict()["param_groups"], json["groups"], strict=True)]
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         if not index.isdecimal() or int(index) not in states:
@@ -76,10 +81,22 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: 
         shape = json["shapes"][int(index)]
         if tensor.dim() > 0 and list(tensor.shape) != shape:
             raise UserError(f"the saved optimizer state {key} has shape {list(tensor.shape)}, its parameter has {shape}")
+        if tensor.isnan().any():
+            raise UserError(f"the saved optimizer state {key} holds NaN: the checkpoint is damaged")
         parameter = parameters[int(index)] if tensor.dim() > 0 else None  # the numbers of the state are not sharded
-        states[int(index)][name] = as_sharded(tensor.clone(), parameter)  # cloned, for torch keeps the tensors that it is given
-    groups = [own | _as_types_of(own, saved) for own, saved in zip(optimizer.state_dict()["param_groups"], json["groups"], strict=True)]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
+        states[int(index)][name] = _laid_out_as(parameter, tensor)
+    for number, state in states.items():
+        if lacking := set(state_tensors(optimizer)) - {name for name, value in state.items() if isinstance(value, Tensor)}:
+            raise UserError(f"the saved optimizer state lacks {min(lacking)} of parameter {number}: the checkpoint is damaged")
+    optimizer.load_state_dict({"state": states, "param_groups": saved_groups})
+
+
+def _laid_out_as(parameter: Tensor | None, tensor: Tensor) -> Tensor:
+    """A copy, for torch keeps what it is given; in the parameter's order in memory, without which updates take twice as long."""
+    sharded = as_sharded(tensor, parameter)
+    if parameter is None or sharded is not tensor:
+        return sharded.clone()
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def _check_same_optimizer(optimizer: Optimizer, json: Mapping[str, Any]) -> None:
@@ -97,7 +114,26 @@ def _check_same_optimizer(optimizer: Optimizer, json: Mapping[str, Any]) -> None
         raise UserError("the saved optimizer state puts the parameters into other groups than this run does")
 
 
-def _as_types_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved hyper-parameters, with JSON's lists as the tuples that they were."""
-    values = {name: value for name, value in saved.items() if name != "parameters"}
-    return {name: tuple(value) if isinstance(own.get(name), tuple) else value for name, value in values.items()}
+def _as_saved(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's own hyper-parameters with the saved learning rates. What only one of two versions of torch knows is left alone."""
+    for name in own.keys() & saved.keys() - _EXECUTION_OPTIONS - _LEARNING_RATES:
+        if _json_value(name, own[name]) != saved[name]:
+            raise UserError(f"the saved optimizer state has {name}={saved[name]!r}, this run has {own[name]!r} (training.optimizer)")
+    rates = {name: saved[name] for name in own.keys() & saved.keys() & _LEARNING_RATES}
+    for name, rate in rates.items():
+        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise UserError(f"the saved optimizer state has {name}={rate!r}: the checkpoint is damaged")
+    return dict(own) | rates
+
+
+def is_saved_optimizer(value: object) -> bool:
+    """Whether a value out of a file is what `pack_optimizer` gives as JSON."""
+    match value:
+        case {"optimizer": str(), "shapes": list(shapes), "state": dict(state), "groups": list(groups)}:
+            numbers = {str(number) for number in range(len(shapes))}
+            return (
+                all(isinstance(shape, list) and all(type(size) is int for size in shape) for shape in shapes)
+                and all(number in numbers and isinstance(entries, dict) for number, entries in state.items())
+                and all(isinstance(group, dict) and isinstance(group.get("parameters"), list) for group in groups)
+            )
+    return False

@@ -20,8 +20,10 @@ from tracknet.training.checkpoint import (
     inspect_checkpoint,
     linked_step,
     saved_steps,
+    verify_checkpoint,
 )
 from tracknet.training.restart import same_launcher
+from tracknet.training.saved_state import check_saved_state
 
 log = logging.getLogger("tracknet")
 
@@ -51,7 +53,7 @@ def find_resume(resume: str | None, ckpt_dir: Path, config: Config) -> ResumePoi
     """The checkpoint that `--resume` means. For one process: another one may see the folder a moment later.
 
     `auto` takes the newest run under `ckpt_dir` that was started with the same data, model and training names and the same seed.
-    These are read from its checkpoint's state: `names` ([data, model, training]), `seed` (int) and `finished` (bool).
+    These are read from the configuration in its checkpoint's state.
 
     Args:
         resume: None, `auto`, or a path to a run's folder or to one of its checkpoints (`last` and `best` included).
@@ -104,19 +106,29 @@ def _was_begun_by(launcher: object, run_folder: Path) -> bool:
 
 
 def _newest_run(ckpt_dir: Path, runtime: RuntimeConfig) -> ResumePoint | None:
-    wanted = ([runtime.data_name, runtime.model_name, runtime.training_name], runtime.seed)
+    wanted = {key: getattr(runtime, key) for key in ("data_name", "model_name", "training_name", "seed")}
     for folder in _run_folders(ckpt_dir):
-        if (info := _newest_good(folder)) and (_entry(info, "names"), _entry(info, "seed")) == wanted:
+        if _is_run_of(wanted, folder) and (info := _newest_good(folder)):
             return _resume_point(info)
     log.info("nothing to resume under %s: starting afresh", ckpt_dir)
     return None
+
+
+def _is_run_of(wanted: Mapping[str, Any], run_folder: Path) -> bool:
+    """By any of its checkpoints, without reading their tensors; where all are damaged it may be one."""
+    for path in _newest_first(run_folder):
+        with contextlib.suppress(CheckpointError):
+            info = inspect_checkpoint(path)
+            check_saved_state(info)
+            return wanted.items() <= dict(info.state["config"]["runtime"]).items()
+    return True
 
 
 def _at_path(resume: str, ckpt_dir: Path) -> ResumePoint:
     path = Path(resume).expanduser()
     if (path / STATE_FILE).exists() or Path(os.path.realpath(path)).name.startswith("step-"):
         if path.exists():
-            return _resume_point(inspect_checkpoint(path))
+            return _resume_point(_verified(path))
     elif path.is_dir() and (info := _newest_good(path)):
         return _resume_point(info)
     raise ConfigError(f"--resume {resume}: there is no checkpoint; {_existing(ckpt_dir)}")
@@ -134,7 +146,7 @@ def _newest_good(run_folder: Path) -> CheckpointInfo | None:
     passed_over = 0
     for path in _newest_first(run_folder):
         try:
-            info = inspect_checkpoint(path)
+            info = _verified(path)
         except CheckpointError as error:
             log.warning("passing over %s: %s", path, error)
             passed_over += 1
@@ -143,6 +155,12 @@ def _newest_good(run_folder: Path) -> CheckpointInfo | None:
             log.warning("going on from %s, the newest good checkpoint", info.path)
         return info
     return None
+
+
+def _verified(path: Path) -> CheckpointInfo:
+    info = verify_checkpoint(path)
+    check_saved_state(info)
+    return info
 
 
 def _newest_first(run_folder: Path) -> Iterator[Path]:
@@ -159,13 +177,7 @@ def _resume_point(info: CheckpointInfo) -> ResumePoint:
     run_id = info.path.parent.name
     if not (match := _RUN_ID.fullmatch(run_id)):
         raise ConfigError(f"--resume: {info.path} is not inside a run's folder (run-<timestamp>-s<seed>); move it into one")
-    return ResumePoint(info.path, run_id, match[1], _entry(info, "finished"))
-
-
-def _entry(info: CheckpointInfo, key: str) -> Any:
-    if key not in info.state:
-        raise CheckpointError(f"{info.path / STATE_FILE}: its state lacks {key}; the checkpoint is damaged")
-    return info.state[key]
+    return ResumePoint(info.path, run_id, match[1], info.state["position"]["finished"])
 
 
 def _existing(ckpt_dir: Path) -> str:
@@ -186,7 +198,6 @@ _FIXED = (
     "data.split",
     "data.synthetic",
     "runtime.seed",
-    "training.batch_size",
     "training.data_loader.drop_last",
     "training.init_from",
     "training.optimizer",  # the saved state brings its hyper-parameters along

@@ -14,14 +14,25 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from tracknet.data.build import Datasets
+from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
 from tracknet.schema.root import Config
 from tracknet.training.accelerator import start_accelerator
-from tracknet.training.build import build_batches, build_data, build_network, build_state, build_trainer, check_sources
-from tracknet.training.checkpoint import inspect_checkpoint, load_checkpoint
+from tracknet.training.build import (
+    build_batches,
+    build_data,
+    build_network,
+    build_state,
+    build_trainer,
+    check_sources,
+    plan_steps,
+    restored_position,
+)
+from tracknet.training.checkpoint import BEST, inspect_checkpoint, linked_step, load_checkpoint
+from tracknet.training.farewell import leaving_with_a_word
 from tracknet.training.launch import reshard_after_forward, sharding_requested
 from tracknet.training.ranks import Ranks
-from tracknet.training.restart import launcher_of, was_restarted
+from tracknet.training.restart import launcher_of
 from tracknet.training.resume import ResumePoint, check_same_run, find_own_run, find_resume
 from tracknet.training.sharding import shard_with_twin
 from tracknet.training.signals import EXIT_INTERRUPTED, StopRequest
@@ -80,7 +91,8 @@ def train(cfg: DictConfig, resume: str | None) -> int:
     """
     accelerator, precision = start_accelerator(typed(cfg).training)
     try:
-        code = _train(cfg, resume, accelerator, precision)
+        with leaving_with_a_word():
+            code = _train(cfg, resume, accelerator, precision)
     except UserError:
         accelerator.end_training()  # gloo's threads must not outlive the interpreter: they would abort, and the exit code be lost
         raise
@@ -95,28 +107,29 @@ def _train(cfg: DictConfig, resume: str | None, accelerator: Accelerator, precis
     if continuation and continuation.is_over:
         log.info("%s is finished; nothing to do", continuation.point.run_id)
         return 0
-    datasets, state = _build_state(typed(cfg), continuation, ranks, precision)
-    batches, total_steps = build_batches(typed(cfg), datasets, ranks, state.position)
+    datasets, batches, state = _build_state(typed(cfg), continuation, ranks, precision)
+    total_steps = plan_steps(typed(cfg), state.position, batches)
     _name_run(cfg, continuation, ranks)
     run, tracker = _open_run(cfg, continuation, ranks, state)
-    with StopRequest() as stop:
-        with _recorded_ending(run, tracker, ranks) as outcome:
-            trainer = build_trainer(
-                typed(cfg),
-                _plain(cfg),
-                accelerator=accelerator,
-                ranks=ranks,
-                datasets=datasets,
-                batches=batches,
-                total_steps=total_steps,
-                state=state,
-                tracker=tracker,
-                stop_requested=lambda: stop.requested,
-            )
-            # a sharded run cannot try a step again, and so always has a checkpoint for a restart
-            ending = trainer.fit(save_first=state.is_sharded and not (continuation and continuation.is_in(typed(cfg))))
-            outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
-        log.info("%s; %s", outcome.message, run.path)
+    with _recorded_ending(run, tracker, ranks) as outcome, StopRequest() as stop:
+        trainer = build_trainer(
+            typed(cfg),
+            _plain(cfg),
+            accelerator=accelerator,
+            ranks=ranks,
+            datasets=datasets,
+            batches=batches,
+            total_steps=total_steps,
+            state=state,
+            tracker=tracker,
+            stop_requested=lambda: stop.requested,
+        )
+        # a run has a checkpoint from its first moment on, so that whatever kills it, it can be found and resumed
+        ending = trainer.fit(save_first=not (continuation and continuation.is_in(typed(cfg))))
+        outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
+        if ending is Ending.STOPPED:
+            _mark_preempted(run, outcome.code, state.position.step, ranks)
+    log.info("%s; %s", outcome.message, run.path)
     return outcome.code
 
 
@@ -131,7 +144,7 @@ class Outcome:
 @contextmanager
 def _recorded_ending(run: RunDirectory, tracker: Tracker, ranks: Ranks) -> Iterator[Outcome]:
     """Whatever happens inside, W&B is told and `run.json` and `train.log` say how the launch ended."""
-    outcome = Outcome()
+    outcome, at_once = Outcome(), False
     try:
         yield outcome
     except UserError as error:
@@ -139,10 +152,12 @@ def _recorded_ending(run: RunDirectory, tracker: Tracker, ranks: Ranks) -> Itera
         log.error(outcome.message, extra={FILE_ONLY: True})
         raise
     except KeyboardInterrupt:
+        at_once = True
         outcome.code, outcome.message = EXIT_INTERRUPTED, "interrupted twice: left at once, without saving"
         raise
     finally:
-        tracker.finish(outcome.code)
+        if not at_once:
+            tracker.finish(outcome.code)
         if ranks.is_main:
             try:
                 run.record_exit(outcome.code, outcome.message)
@@ -150,11 +165,18 @@ def _recorded_ending(run: RunDirectory, tracker: Tracker, ranks: Ranks) -> Itera
                 log.warning("the ending is not in run.json: %s", error)
 
 
+def _mark_preempted(run: RunDirectory, exit_code: int, step: int, ranks: Ranks) -> None:
+    """Leaves word in the run's folder. All ranks call this."""
+    name = "SIGINT" if exit_code == EXIT_INTERRUPTED else "SIGTERM"
+    ranks.on_main(lambda: run.mark_preempted(exit_code, name, step))
+
+
 def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | None:
     """For the main rank."""
     config = typed(cfg)
     ckpt_dir = Path(config.runtime.ckpt_dir)
-    point = find_own_run(launcher_of(os.environ), ckpt_dir) if was_restarted(os.environ) else None
+    launcher = launcher_of(os.environ)
+    point = find_own_run(launcher, ckpt_dir) if launcher else None
     point = point or find_resume(resume, ckpt_dir, config)
     if point is None:
         return None
@@ -162,21 +184,33 @@ def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | No
     return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)))
 
 
-def _build_state(config: Config, continuation: Continuation | None, ranks: Ranks, precision: str) -> tuple[Datasets, TrainingState]:
+def _build_state(
+    config: Config, continuation: Continuation | None, ranks: Ranks, precision: str
+) -> tuple[Datasets, EpochLoader, TrainingState]:
     """Data and model, as they are at the start or as the checkpoint has them. All ranks call this."""
     starts_from = None if continuation or config.training.init_from is None else Path(config.training.init_from)
     ranks.together(lambda: check_sources(config, starts_from))
     datasets = build_data(config, ranks)
+    batches = build_batches(config, datasets, ranks)
     model, twin = build_network(config, datasets, ranks, starts_from), None
     if sharding_requested(os.environ):
         twin = shard_with_twin(model, ranks, reshard_after_forward=reshard_after_forward(os.environ))
     state = build_state(config, model, precision, twin)
     if continuation:
-        ranks.together(lambda: _restore(state, continuation))
+        ranks.together(lambda: _restore(state, continuation, batches))
         _take_noted_sizes(state, continuation, ranks)
-        if not continuation.is_in(config):
-            state.position.best_f1 = -1.0  # it goes on in another folder, which has no best checkpoint yet
-    return datasets, state
+        if not _has_best(state, continuation, config, ranks):
+            state.position.best_f1 = -1.0
+    return datasets, batches, state
+
+
+def _has_best(state: TrainingState, continuation: Continuation, config: Config, ranks: Ranks) -> bool:
+    """Whether the best checkpoint that the state speaks of is there.
+
+    It is not in another folder, nor where `best` is of a later step: of a future that this run will not have, or will have again.
+    """
+    best_step = ranks.from_main(ranks.on_main(lambda: linked_step(continuation.point.checkpoint.parent, BEST)))
+    return continuation.is_in(config) and best_step is not None and best_step <= state.position.step
 
 
 def _take_noted_sizes(state: TrainingState, continuation: Continuation, ranks: Ranks) -> None:
@@ -189,8 +223,10 @@ def _take_noted_sizes(state: TrainingState, continuation: Continuation, ranks: R
             log.info("memory ran out after the checkpoint; going on with micro-batches of %d (%s)", size.value, phase.replace("_", " "))
 
 
-def _restore(state: TrainingState, continuation: Continuation) -> None:
-    state.restore(load_checkpoint(continuation.point.checkpoint))
+def _restore(state: TrainingState, continuation: Continuation, batches: EpochLoader) -> None:
+    checkpoint = load_checkpoint(continuation.point.checkpoint)
+    state.position = restored_position(checkpoint.state["position"], batches)
+    state.restore(checkpoint)
     if state.position.finished:  # and yet it goes on: its length or its patience has changed
         state.position = replace(state.position, finished=False, stale_evaluations=0)
     log.info("continuing %s after step %d", continuation.point.run_id, state.position.step)
@@ -226,6 +262,7 @@ def _open_run(cfg: DictConfig, continuation: Continuation | None, ranks: Ranks, 
         run.write_config(OmegaConf.to_yaml(cfg))
         device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else str(ranks.device)
         run.write_run_info(run_id=cfg.runtime.run_id, seed=cfg.runtime.seed, world_size=ranks.size, device=device)
+        run.clear_preempted()
         run.truncate_metrics_after(state.position.step)
         log.info("run folder %s", run.path)
 
@@ -236,7 +273,7 @@ def _open_run(cfg: DictConfig, continuation: Continuation | None, ranks: Ranks, 
         _plain(cfg),
         is_main=ranks.is_main,
         run_id=cfg.runtime.run_id,
-        wandb_id=continuation.wandb_id if continuation else None,
+        wandb_id=continuation.wandb_id if continuation and continuation.is_in(typed(cfg)) else None,  # elsewhere it is a fork
     )
     return run, tracker
 

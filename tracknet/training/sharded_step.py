@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tracknet.data.batch import Batch
 from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory
+from tracknet.training.failed_update import FailedUpdate
 from tracknet.training.gradient import SummedLoss, accumulation_dtype, refuse_batch_statistics, squared_norm
 from tracknet.training.last_word import last_word
 from tracknet.training.microbatch import MicroBatchSize
@@ -37,7 +38,7 @@ class ShardedStep:
         micro_batch: MicroBatchSize,
         clip_norm: float,
         describe: Callable[[int], str],
-        keep_sizes: Callable[[], None],
+        keep_sizes: Callable[[int], None],
     ) -> None:
         """Takes its parts.
 
@@ -48,14 +49,14 @@ class ShardedStep:
             micro_batch: the present size; lowered here when memory runs out.
             clip_norm: bound of the global gradient norm; 0 does not clip.
             describe: names a sample by its index, for messages.
-            keep_sizes: writes the micro-batch sizes where a restart finds them; called on the rank that ran out of memory.
+            keep_sizes: writes the micro-batch sizes where a restart finds them; called with the updates made, where memory ran out.
 
         Raises:
             ConfigError: the model has layers whose output for a sample depends on the rest of its micro-batch.
         """
         self._summed_loss, self._optimizer, self._ranks = summed_loss, optimizer, ranks
         self._clip_norm, self._describe, self._keep_sizes = clip_norm, describe, keep_sizes
-        self._failure: UserError | None = None  # of the last update, on this rank; the others hear of it in the next collective
+        self.failed_update = FailedUpdate(ranks)
         self.begin_phase(micro_batch)
 
     def begin_phase(self, micro_batch: MicroBatchSize) -> None:
@@ -78,16 +79,6 @@ class ShardedStep:
         with last_word(lambda: self._give_up(step)):
             return self._step(batch, step, stop)
 
-    def raise_any_failure(self, own: UserError | None = None) -> None:
-        """Raises on all ranks what keeps any of them from going on; to be called by all ranks before they build on the last update.
-
-        Args:
-            own: this rank's reason, besides an update that failed here.
-        """
-        failures = self._ranks.gather([failure for failure in (self._failure, own) if failure])
-        if failures:
-            raise failures[0]
-
     def _give_up(self, step: int) -> str:
         """Notes the next smaller size for a restart; returns why this run stops."""
         size = self._micro_batch.value
@@ -97,7 +88,7 @@ class ShardedStep:
             return str(memory_ran_out(step, error))
         then = f"a restart goes on with {self._micro_batch.value}"
         try:
-            self._keep_sizes()
+            self._keep_sizes(step)
         except UserError as error:
             then = f"restart it with training.micro_batch_size={self._micro_batch.value}, which could not be noted: {error}"
         reason = UserError(
@@ -107,12 +98,12 @@ class ShardedStep:
         return str(memory_ran_out(step, reason))
 
     def _step(self, batch: Batch | UserError, step: int, stop: bool) -> StepResult:
-        failed = bool(self._failure) or isinstance(batch, UserError)
+        failed = bool(self.failed_update.reason) or isinstance(batch, UserError)
         samples = 0 if isinstance(batch, UserError) else len(batch)
         labeled_here = 0.0 if isinstance(batch, UserError) else float(batch.labeled.sum())
         failures, stops, labeled_frames, *samples_of_ranks = self._announce(failed, stop, labeled_here, samples)
         if failures or isinstance(batch, UserError):
-            self.raise_any_failure(batch if isinstance(batch, UserError) else None)
+            self.failed_update.raise_on_all(batch if isinstance(batch, UserError) else None)
         assert isinstance(batch, Batch)
         size = self._micro_batch.value
         per_sample = self._accumulate(batch, step, max(1, math.ceil(max(samples_of_ranks) / size)))
@@ -174,7 +165,7 @@ class ShardedStep:
             if not is_out_of_memory(error):
                 raise
             # the weights may be half changed, so this step cannot be tried again; and the others do not know yet
-            self._failure = out_of_memory_in_update(step)
+            self.failed_update.reason = out_of_memory_in_update(step)
 
     def _local_gradients(self) -> list[Tensor]:
         """This rank's slices, not copied."""

@@ -1,6 +1,6 @@
 """A note beside a run's checkpoints: the micro-batch sizes that a step ended with which could not be tried again.
 
-A restart takes them in place of the checkpoint's own; the next checkpoint has them, and the note goes.
+A restart takes them in place of the checkpoint's own; a later checkpoint has them, and the note goes.
 """
 
 import json
@@ -16,13 +16,18 @@ FILE = "micro_batch_sizes.json"
 _WITHOUT = "remove it to go on with the checkpoint's micro-batch sizes"
 
 
-def write_size_note(run_folder: Path, sizes: Mapping[str, MicroBatchSize]) -> None:
+def write_size_note(run_folder: Path, sizes: Mapping[str, MicroBatchSize], step: int) -> None:
     """Any rank may call this, at the same time as another one too.
+
+    Args:
+        run_folder: with the run's checkpoints.
+        sizes: by phase.
+        step: updates made when memory ran out.
 
     Raises:
         UserError: it could not be written.
     """
-    content = {phase: size.as_json() for phase, size in sizes.items()}
+    content = {"step": step, "sizes": {phase: size.as_json() for phase, size in sizes.items()}}
     write_atomically(run_folder / FILE, json.dumps(content, indent=1).encode())
 
 
@@ -37,25 +42,33 @@ def read_size_note(run_folder: Path, phases: Collection[str]) -> dict[str, Any] 
         UserError: it cannot be read, or is not what `write_size_note` writes.
     """
     file = run_folder / FILE
+    match _read(file):
+        case None:
+            return None
+        case {"step": int(), "sizes": dict(sizes)} if set(sizes) == set(phases) and all(map(is_saved_size, sizes.values())):
+            return sizes
+    raise UserError(f"{file}: not the micro-batch sizes of a run; {_WITHOUT}")
+
+
+def remove_size_note(run_folder: Path, saved_step: int) -> None:
+    """After a checkpoint that has the sizes: one of a later step than the note. A note that came while it was written stays.
+
+    Raises:
+        UserError: it cannot be read or removed.
+    """
+    file = run_folder / FILE
+    match _read(file):
+        case {"step": int(step)} if step < saved_step:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"{file} cannot be removed: {error.strerror}") from error
+
+
+def _read(file: Path) -> Any:
     try:
-        sizes = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}; {_WITHOUT}") from error
-    if not isinstance(sizes, dict) or set(sizes) != set(phases) or not all(map(is_saved_size, sizes.values())):
-        raise UserError(f"{file}: not the micro-batch sizes of a run; {_WITHOUT}")
-    return sizes
-
-
-def remove_size_note(run_folder: Path) -> None:
-    """After a checkpoint that has the sizes.
-
-    Raises:
-        UserError: it cannot be removed.
-    """
-    file = run_folder / FILE
-    try:
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be removed: {error.strerror}") from error

@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracknet.errors import UserError
 from tracknet.models import TrackNetModel
 from tracknet.training.checkpoint import Checkpoint
 from tracknet.training.ema import Ema
 from tracknet.training.last_word import last_word
 from tracknet.training.microbatch import MicroBatchSize
+from tracknet.training.optimization import state_tensors
 from tracknet.training.optimizer_state import pack_optimizer, unpack_optimizer
+from tracknet.training.position import Position
 from tracknet.training.sharding import as_sharded, full_tensors
 
 # What memory is needed for, each with a micro-batch size of its own.
@@ -26,29 +27,6 @@ OUT_OF_MEMORY_IN_GATHERING = (
     "out of memory while the slices of the model were put together, for which each process needs room for the whole; the last checkpoint"
     " is whole; use fewer processes per machine, or a smaller model"
 )
-
-
-@dataclass
-class Position:
-    """How far a run has come.
-
-    Attributes:
-        step: updates made.
-        steps_per_epoch: what an epoch means in steps; 0 before the first one.
-        evaluated_step: updates made at the last evaluation.
-        best_f1: highest val/f1_tracknetv2 so far; -1 before the first evaluation.
-        patience_f1: what an evaluation must exceed by `early_stopping.min_delta` to count as better; -1 before the first one.
-        stale_evaluations: evaluations since one was.
-        finished: whether the run ended by itself, by its length or by early stopping.
-    """
-
-    step: int = 0
-    steps_per_epoch: int = 0
-    evaluated_step: int = 0
-    best_f1: float = -1.0
-    patience_f1: float = -1.0
-    stale_evaluations: int = 0
-    finished: bool = False
 
 
 class TrainingState:
@@ -89,11 +67,10 @@ class TrainingState:
         return self._twin is not None
 
     def gather(self) -> None:
-        """Prepares `finished_model` and `write_model`: brings the slices of a sharded model together. All ranks call this."""
+        """Prepares `finished_model`: brings the slices of a sharded model together. All ranks call this."""
         if self._twin:
-            averages = self.ema.state_tensors() if self.ema else {}
             with last_word(lambda: OUT_OF_MEMORY_IN_GATHERING):
-                self._twin.load_state_dict(full_tensors(self.model.state_dict() | averages, keep=True))
+                self._twin.load_state_dict(full_tensors(self._finished_weights(), keep=True))
 
     @contextmanager
     def finished_model(self) -> Iterator[TrackNetModel]:
@@ -112,27 +89,33 @@ class TrainingState:
             with self.ema.averaged() if self.ema else nullcontext():
                 yield self.model
 
-    def write_model(self, folder: Path) -> None:
-        """Saves the model that a user is to have, as `finished_model`. Call `gather` before."""
-        if self._twin:
-            self._twin.save_pretrained(folder)
-        else:
-            with self.finished_model() as model:
-                model.save_pretrained(folder)
-
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """What is saved beside the model, a file each. All ranks call this.
+        """What a checkpoint holds, a file each; `model` is what a user is to have. Not copied. All ranks call this.
 
         Args:
             keep: whether this rank saves; where the model is sharded, the others get nothing.
         """
-        tensors = {"optimizer": pack_optimizer(self.optimizer)[0]}
+        tensors = {"model": self._finished_weights(), "optimizer": pack_optimizer(self.optimizer)[0]}
         if self.ema:
             tensors["weights"] = dict(self.model.state_dict())
         if self.is_sharded:
             with last_word(lambda: OUT_OF_MEMORY_IN_GATHERING):
                 return {name: full_tensors(group, keep) for name, group in tensors.items()}
         return tensors
+
+    def bytes_to_save(self) -> int:
+        """What `tensors` will hold once everything has been updated."""
+        model: int = sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
+        optimized = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kept = len([name for name in state_tensors(self.optimizer) if name != "step"])
+        averages: int = kept * sum(p.numel() * p.element_size() for p in optimized)
+        return (2 if self.ema else 1) * model + averages
+
+    def _finished_weights(self) -> dict[str, Tensor]:
+        """The averages where there are some, and all else as it is; not copied, and sharded as the model is."""
+        weights: dict[str, Tensor] = dict(self.model.state_dict())
+        averages = self.ema.state_tensors() if self.ema else {}
+        return weights | {name: average.to(weights[name].dtype) for name, average in averages.items()}
 
     def as_json(self) -> dict[str, Any]:
         """The rest of the state."""
@@ -145,17 +128,30 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes everything back from a checkpoint of the same configuration."""
-        saved_model = load_file(checkpoint.path / "model.safetensors")
-        own = self.model.state_dict()
-        weights = checkpoint.tensors["weights"] if self.ema else saved_model
-        self.model.load_state_dict({name: as_sharded(tensor, own.get(name)) for name, tensor in weights.items()})
+        """Takes everything back but the position, from a checkpoint of the same configuration.
+
+        Raises:
+            UserError: it is of another model, optimizer or average.
+        """
+        tensors, saved = checkpoint.tensors, checkpoint.state
+        self._check_fits(tensors["model"])
+        self._restore_weights(tensors["weights"] if self.ema else tensors["model"])
         if self.ema:
-            self.ema.load(saved_model, checkpoint.state["ema_updates"])
-        unpack_optimizer(self.optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
-        scaler: Mapping[str, Any] = checkpoint.state["scaler"]
-        if scaler and self.scaler.is_enabled():  # both in fp16; otherwise the scale starts anew
-            self.scaler.load_state_dict(dict(scaler))
-        for phase, size in checkpoint.state["micro_batch_sizes"].items():
+            self.ema.load(tensors["model"], saved["ema_updates"])
+        unpack_optimizer(self.optimizer, tensors["optimizer"], saved["optimizer"])
+        if saved["scaler"] and self.scaler.is_enabled():  # both in fp16; otherwise the scale starts anew
+            self.scaler.load_state_dict(dict(saved["scaler"]))
+        for phase, size in saved["micro_batch_sizes"].items():
             self.micro_batch_sizes[phase].restore(size)
-        self.position = Position(**checkpoint.state["position"])
+
+    def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self._check_fits(weights)
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: as_sharded(tensor, own[name]) for name, tensor in weights.items()})
+
+    def _check_fits(self, weights: Mapping[str, Tensor]) -> None:
+        own = self.model.state_dict()
+        other = sorted({*own, *weights} - ({*own} & {*weights}))
+        other += [name for name in own if name in weights and own[name].shape != weights[name].shape]
+        if other:
+            raise UserError(f"the saved weights are of another model: {other[0]} is not in both with one shape")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from tracknet.data.batch import Batch
 from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory, release_memory
+from tracknet.training.failed_update import FailedUpdate
 from tracknet.training.gradient import Gradients, SummedLoss, accumulation_dtype, refuse_batch_statistics, squared_norm
 from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.ranks import Ranks
@@ -98,7 +99,7 @@ class TrainingStep:
         self._summed_loss, self._scaler = summed_loss, summed_loss.scaler
         self._optimizer, self._ranks, self._clip_norm, self._describe = optimizer, ranks, clip_norm, describe
         self._sums = torch.zeros(len(fields(Sums)), dtype=accumulation_dtype(ranks.device), device=ranks.device)
-        self._failure: UserError | None = None  # of the last update, on this rank; the others hear of it in the next collective
+        self.failed_update = FailedUpdate(ranks)
         self.begin_phase(micro_batch)
 
     def begin_phase(self, micro_batch: MicroBatchSize) -> None:
@@ -131,7 +132,7 @@ class TrainingStep:
             own, bad_samples = self._accumulate(batch, step, size, stop)
             total = own.over(self._ranks, self._sums)
             if total.failed:
-                self.raise_any_failure(batch if isinstance(batch, UserError) else None)
+                self.failed_update.raise_on_all(batch if isinstance(batch, UserError) else None)
             if not total.out_of_memory:
                 break
             largest = int(max(self._ranks.gather([own.samples])))
@@ -157,7 +158,7 @@ class TrainingStep:
         Returns:
             the sums of this rank, and the indices of the samples whose loss is not finite.
         """
-        if self._failure or isinstance(batch, UserError):
+        if self.failed_update.reason or isinstance(batch, UserError):
             return Sums(failed=1.0), []
         out_of_memory = False
         try:
@@ -177,16 +178,6 @@ class TrainingStep:
         sums = Sums(loss, float(batch.labeled.sum()), bad, stop=float(stop), samples=float(len(batch)))
         return sums, batch.sample_index[non_finite.cpu()].tolist() if bad else []
 
-    def raise_any_failure(self, own: UserError | None = None) -> None:
-        """Raises on all ranks what keeps any of them from going on; to be called by all ranks before they build on the last update.
-
-        Args:
-            own: this rank's reason, besides an update that failed here.
-        """
-        failures = self._ranks.gather([failure for failure in (self._failure, own) if failure])
-        if failures:
-            raise failures[0]
-
     def _update(self, labeled_frames: float, step: int) -> tuple[float, bool]:
         """Reduces, divides, clips and steps. All ranks call this.
 
@@ -202,7 +193,7 @@ class TrainingStep:
             if not is_out_of_memory(error):
                 raise
             # the weights may be half changed, so this step cannot be tried again; and the others do not know yet
-            self._failure = out_of_memory_in_update(step)
+            self.failed_update.reason = out_of_memory_in_update(step)
             return math.nan, True
         self._scaler.update()
         if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
