@@ -1,11 +1,14 @@
 import logging
 import os
+from collections.abc import Generator
 
 import pytest
+from fault_table import PAGE, FaultTable
 
 # before torch is imported: tiny tensors are slower on two threads than on one, and sums come out the same on every machine
 os.environ["OMP_NUM_THREADS"] = "1"
 
+FAULTS = pytest.StashKey[FaultTable]()
 LAUNCH_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -23,3 +26,35 @@ def _fresh_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
     for name in LAUNCH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     logging.getLogger("tracknet").setLevel(logging.NOTSET)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAULTS] = FaultTable()
+
+
+@pytest.fixture(scope="session")
+def faults(pytestconfig: pytest.Config) -> FaultTable:
+    """The table of faults: `faults.record(row, survived, note)` counts one trial; a lost one fails the test when it ends."""
+    return pytestconfig.stash[FAULTS]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    losses = item.config.stash[FAULTS].losses
+    before = len(losses)
+    yield  # what the test raises goes on its way
+    if len(losses) > before:
+        pytest.fail("lost:\n" + "\n".join(losses[before:]), pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash[FAULTS]
+    if not table.markdown():
+        return
+    terminalreporter.section("fault table")
+    terminalreporter.write(table.markdown())
+    if table.is_whole():
+        table.write()
+        terminalreporter.write_line(f"written to {PAGE}")
+    else:
+        terminalreporter.write_line(f"not the whole set, so not written to {PAGE}")
