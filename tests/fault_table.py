@@ -54,19 +54,23 @@ class FaultTable:
         self.losses: list[str] = []
         self._survived: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
+        self._longest_s: dict[str, float] = {}
 
     def random(self, name: str) -> random.Random:
         """Random numbers of a test of this name: the same whichever other tests run."""
         return random.Random(f"{self.seed} {name}")
 
-    def record(self, row: str, survived: bool, note: str = "") -> None:
+    def record(self, row: str, survived: bool, note: str = "", took_s: float | None = None) -> None:
         """Counts one trial of `row`. A lost one fails its test, but only at the test's end, so that the trials after it count too.
 
         Args:
             row: The fault in a few words, as the page shall show it.
             survived: True where the run kept its promise under this fault.
             note: What this trial did (a file, a moment), to find it again where it is lost.
+            took_s: Until the processes had ended; the page has the longest of the row.
         """
+        if took_s is not None:
+            self.took(row, took_s)
         (self._survived if survived else self._lost)[row] += 1
         if not survived:
             self.losses.append(f"{row}: {note}" if note else row)
@@ -81,6 +85,10 @@ class FaultTable:
             raise
         self.record(row, True, note)
 
+    def took(self, row: str, seconds: float) -> None:
+        """Notes how long a trial's processes took to end."""
+        self._longest_s[row] = max(seconds, self._longest_s.get(row, 0.0))
+
     def trials(self, row: str) -> int:
         return self._survived[row] + self._lost[row]
 
@@ -94,9 +102,12 @@ class FaultTable:
         if not recorded:
             return ""
         rows = [row for row in WHOLE if row in recorded] + sorted(recorded - WHOLE.keys())
-        lines = [f"| {row} | {self.trials(row)} | {self._survived[row]} | {self._lost[row]} |" for row in rows]
-        head = ["| fault | trials | survived | lost |", "|---|---:|---:|---:|"]
+        lines = [f"| {row} | {self.trials(row)} | {self._survived[row]} | {self._lost[row]} | {self._longest(row)} |" for row in rows]
+        head = ["| fault | trials | survived | lost | ended within, s |", "|---|---:|---:|---:|---:|"]
         return "\n".join([*head, *lines, "", f"Random moments and places: `{SEED_VARIABLE}={self.seed}`.", ""])
+
+    def _longest(self, row: str) -> str:
+        return f"{self._longest_s[row]:.1f}" if row in self._longest_s else ""
 
     def write(self, page: Path = PAGE) -> None:
         """Puts the table between the page's two marks and leaves the rest of the page as it is."""

@@ -181,63 +181,72 @@ def goes_on_and_ends_alike(run: Run, saved_step: int, reached_step: int, undistu
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_worker(run: Run, undisturbed: bytes, faults: FaultTable, number: int) -> None:
-    killed, other = run.machines[number], run.machines[1 - number]
-    survivor = run.worker(other)
-    run.worker(killed).kill()
-    took = survivor_ends(run, survivor, other, f"rank {number} on {killed.host} has gone")
-    goes_on_and_ends_alike(run, run.saved_step(), run.step(), undisturbed)
-    faults.record("two machines: a worker killed", True, f"rank {number}; the other ended after {took:.1f} s")
+    row = "two machines: a worker killed"
+    with faults.trial(row, f"rank {number}"):
+        killed, other = run.machines[number], run.machines[1 - number]
+        survivor = run.worker(other)
+        run.worker(killed).kill()
+        took = survivor_ends(run, survivor, other, f"rank {number} on {killed.host} has gone")
+        faults.took(row, took)
+        goes_on_and_ends_alike(run, run.saved_step(), run.step(), undisturbed)
 
 
 def test_a_killed_machine_that_is_started_again(run: Run, undisturbed: bytes, faults: FaultTable) -> None:
-    first, second = run.machines
-    survivor = run.worker(first)
-    second.kill_all()
-    took = survivor_ends(run, survivor, first, "rank 1 on node-b has gone")
-    saved, reached = run.saved_step(), run.step()
-    run.wait(lambda: "waiting for rank 1 (last seen on node-b) since 10 s" in run.output(first))
-    run.launch(second, LOADER_WORKER)
-    goes_on_and_ends_alike(run, saved, reached, undisturbed)
-    faults.record("two machines: the second killed whole, and started again", True, f"the other ended after {took:.1f} s")
+    row = "two machines: the second killed whole, and started again"
+    with faults.trial(row):
+        first, second = run.machines
+        survivor = run.worker(first)
+        second.kill_all()
+        took = survivor_ends(run, survivor, first, "rank 1 on node-b has gone")
+        faults.took(row, took)
+        saved, reached = run.saved_step(), run.step()
+        run.wait(lambda: "waiting for rank 1 (last seen on node-b) since 10 s" in run.output(first))
+        run.launch(second, LOADER_WORKER)
+        goes_on_and_ends_alike(run, saved, reached, undisturbed)
 
 
 def test_the_machine_that_keeps_the_store_killed(run: Run, undisturbed: bytes, faults: FaultTable) -> None:
-    first, second = run.machines
-    survivor, launcher = run.worker(second), run.launchers[1]
-    first.kill_all()
-    took = survivor_ends(run, survivor, second, "rank 0 on node-a has gone")
-    assert launcher.wait(timeout=SURVIVORS_END_S) != 0  # the store has gone with the first machine, so nothing is left to restart with
-    saved, reached = run.saved_step(), run.step()
-    for machine in run.machines:
-        run.launch(machine, LOADER_WORKER, "--resume", "auto")
-    goes_on_and_ends_alike(run, saved, reached, undisturbed)
-    faults.record("two machines: the first killed whole, both started again", True, f"the other ended after {took:.1f} s")
+    row = "two machines: the first killed whole, both started again"
+    with faults.trial(row):
+        first, second = run.machines
+        survivor, launcher = run.worker(second), run.launchers[1]
+        first.kill_all()
+        took = survivor_ends(run, survivor, second, "rank 0 on node-a has gone")
+        faults.took(row, took)
+        assert launcher.wait(timeout=SURVIVORS_END_S) != 0  # the store has gone with the first machine, so nothing is left to restart with
+        saved, reached = run.saved_step(), run.step()
+        for machine in run.machines:
+            run.launch(machine, LOADER_WORKER, "--resume", "auto")
+        goes_on_and_ends_alike(run, saved, reached, undisturbed)
 
 
 def test_a_cable_that_is_cut_for_a_while(run: Run, undisturbed: bytes, faults: FaultTable) -> None:
-    _, second = run.machines
-    second.cut_cable()
-    time.sleep(CABLE_IS_CUT_S / 2)  # what was under way comes to its end
-    reached = run.step()
-    time.sleep(CABLE_IS_CUT_S / 2)
-    stands_still = run.step() == reached < last_step()
-    second.mend_cable()
-    assert stands_still
-    assert run.finish() == undisturbed
-    assert run.resumed_steps() == []  # ridden out
-    faults.record(f"two machines: the cable cut for {CABLE_IS_CUT_S:.0f} s", True)
+    row = f"two machines: the cable cut for {CABLE_IS_CUT_S:.0f} s"
+    with faults.trial(row):
+        _, second = run.machines
+        second.cut_cable()
+        time.sleep(CABLE_IS_CUT_S / 2)  # what was under way comes to its end
+        reached = run.step()
+        time.sleep(CABLE_IS_CUT_S / 2)
+        stands_still = run.step() == reached < last_step()
+        second.mend_cable()
+        assert stands_still
+        assert run.finish() == undisturbed
+        assert run.resumed_steps() == []  # ridden out
 
 
 def test_a_machine_that_vanishes_without_a_word(run: Run, undisturbed: bytes, faults: FaultTable) -> None:
-    first, second = run.machines
-    survivor = run.worker(first)
-    second.cut_cable()  # no word of its death gets through
-    try:
-        second.kill_all()
-        took = survivor_ends(run, survivor, first, "rank 1 on node-b cannot be reached", SILENCE_S)
-        saved, reached = run.saved_step(), run.step()
-    finally:
-        second.mend_cable()
-    run.launch(second, LOADER_WORKER)
-    goes_on_and_ends_alike(run, saved, reached, undisturbed)
-    faults.record("two machines: the second gone without a word, and started again", True, f"the other ended after {took:.1f} s")
+    row = "two machines: the second gone without a word, and started again"
+    with faults.trial(row):
+        first, second = run.machines
+        survivor = run.worker(first)
+        second.cut_cable()  # no word of its death gets through
+        try:
+            second.kill_all()
+            took = survivor_ends(run, survivor, first, "rank 1 on node-b cannot be reached", SILENCE_S)
+            faults.took(row, took)
+            saved, reached = run.saved_step(), run.step()
+        finally:
+            second.mend_cable()
+        run.launch(second, LOADER_WORKER)
+        goes_on_and_ends_alike(run, saved, reached, undisturbed)

@@ -10,13 +10,13 @@ def test_the_page_keeps_all_but_the_table(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Above\n\n{BEGIN}\n| old |\n{END}\n\nBelow: é\n", encoding="utf-8")
     table = FaultTable()
-    for survived in (True, False, True):
-        table.record("a row", survived, "note")
+    for survived, seconds in ((True, 1.0), (False, 2.25), (True, None)):
+        table.record("a row", survived, "note", seconds)
     table.write(page)
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     written, _, after = rest.partition(END)
     assert (before, after) == ("# Above\n\n", "\n\nBelow: é\n")
-    assert "| a row | 3 | 2 | 1 |" in written
+    assert "| a row | 3 | 2 | 1 | 2.2 |" in written
     assert "old" not in written
     assert table.losses == ["a row: note"]
 
@@ -44,7 +44,7 @@ def test_a_trial_that_raises_is_lost_and_goes_on_raising() -> None:
         raise KeyError
     with table.trial("a row"):
         pass
-    assert "| a row | 2 | 1 | 1 |" in table.markdown()
+    assert "| a row | 2 | 1 | 1 |  |" in table.markdown()
 
 
 def test_the_real_page_has_the_marks() -> None:

@@ -100,7 +100,9 @@ def trials() -> list[Trial]:
 
 
 class Run:
-    """A trial that was started."""
+    """A trial that was started; `left_after_s` is how long its workers took to leave, once they have."""
+
+    left_after_s: float
 
     def __init__(self, trial: Trial, clips: Path, folder: Path, **variables: str) -> None:
         self.trial, self.folder, self.output = trial, folder, folder / "output"
@@ -224,6 +226,7 @@ def carry_out(trial: Trial, clips: Path, folder: Path) -> Run:
     assert os.readlink(last) == f"step-{int(steps[0]):08}", f"{os.readlink(last)} is saved, stopped after {steps}"
     verify_checkpoint(last.resolve())
     assert (only_run(run.output / "logs") / "PREEMPTED").exists(), "no PREEMPTED"
+    run.left_after_s = seconds
     return run
 
 
@@ -276,7 +279,8 @@ def test_all_ranks_save_leave_with_the_code_and_go_on(clips: Path, tmp_path: Pat
         except AssertionError as error:
             lost[trial] = str(error)
     for trial in all_trials:
-        faults.record(ROW, trial not in lost, f"{trial}: {lost.get(trial)}")
+        took_s = stopped[trial].left_after_s if trial in stopped else None
+        faults.record(ROW, trial not in lost, f"{trial}: {lost.get(trial)}", took_s)
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +349,7 @@ SECOND_TRIALS = (
 )
 
 
-def press_twice(trial: Trial, clips: Path, folder: Path) -> None:
+def press_twice(trial: Trial, clips: Path, folder: Path) -> float:
     run = Run(trial, clips, folder, PROBE_HOLDS_FOR_EVER="1")
     try:
         run.wait_until_inside()
@@ -363,18 +367,19 @@ def press_twice(trial: Trial, clips: Path, folder: Path) -> None:
     assert run.process.returncode != 0
     if trial.starter != "accelerate launch":
         assert run.process.returncode == 130
+    return seconds
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_second_ctrl_c_leaves_at_once(clips: Path, tmp_path: Path, faults: FaultTable) -> None:
-    def attempt(number: int, trial: Trial) -> tuple[Trial, Any]:
+    def attempt(number: int, trial: Trial) -> tuple[Trial, float | Exception]:
         try:
-            press_twice(trial, clips, tmp_path / f"trial-{number}")
+            return trial, press_twice(trial, clips, tmp_path / f"trial-{number}")
         except Exception as error:
             return trial, error
-        return trial, None
 
     with ThreadPoolExecutor(2) as pool:
-        for trial, error in pool.map(attempt, range(len(SECOND_TRIALS)), SECOND_TRIALS):
-            faults.record(SECOND_ROW, error is None, f"{trial}: {error}")
+        for trial, outcome in pool.map(attempt, range(len(SECOND_TRIALS)), SECOND_TRIALS):
+            survived = isinstance(outcome, float)
+            faults.record(SECOND_ROW, survived, f"{trial}: {outcome}", outcome if survived else None)
