@@ -3,6 +3,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ import pytest
 import torch
 from clips import blob_picture, first_frames_of_real_clip, label_rows, write_clip, write_games, write_labels, write_video
 
+from tracknet.data import loader as loader_module
 from tracknet.data.batch import Batch
 from tracknet.data.build import Datasets, build_datasets
 from tracknet.data.dataset import WindowDataset
@@ -122,6 +125,113 @@ def test_workers_obey_the_main_process(root: Path) -> None:
     next(loader.epoch(0))
     (worker,) = [process_id for process_id in worker_ids() - others if is_running(process_id)]
     os.kill(worker, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(worker)
+
+
+def fork_that_hangs(children: set[int], calls_before: int) -> Callable[[], int]:
+    """As `os.fork`, but from some call on the child gets stuck in it and hears no signal; `children` takes the ids of those."""
+    fork = os.fork
+    calls = 0
+
+    def hanging() -> int:
+        nonlocal calls
+        calls += 1
+        hangs = calls > calls_before
+        process_id = fork()
+        if process_id == 0 and hangs:
+            signal.pthread_sigmask(signal.SIG_SETMASK, set(signal.Signals))
+            time.sleep(120)
+            os._exit(0)
+        if hangs:
+            children.add(process_id)
+        return process_id
+
+    return hanging
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("healthy", [0, 1])
+def test_a_worker_that_hangs_in_its_start_is_ended_and_comes_as_a_line(root: Path, monkeypatch, persistent: bool, healthy: int) -> None:
+    loader = loader_for(build_datasets(config_for(root), seed=1), 2, persistent)
+    monkeypatch.setattr(loader_module, "START_S", 0.5)
+    stuck: set[int] = set()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", fork_that_hangs(stuck, healthy))
+        batches = loader.epoch(0)
+    before = signal.getsignal(signal.SIGCHLD)
+    (got,) = batches
+    assert type(got) is UserError
+    assert str(got).startswith("a data worker did not start within ")
+    assert str(got).endswith("s; start again with --resume auto, or set training.data_loader.num_workers=0")
+    assert len(stuck) == 2 - healthy
+    assert not any(is_running(process_id) for process_id in stuck)
+    time.sleep(0.2)  # where PyTorch's handler heard of it, it raises here
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_an_epoch_that_is_left_before_its_first_batch_hides_no_worker_that_hangs(root: Path, monkeypatch) -> None:
+    loader = loader_for(build_datasets(config_for(root), seed=1), 1)
+    monkeypatch.setattr(loader_module, "START_S", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", fork_that_hangs(set(), 0))
+        loader.epoch(0)
+    assert [type(batch) for batch in loader.epoch(0)] == [UserError]
+
+
+def test_a_worker_that_is_slow_to_start_is_waited_for(root: Path, monkeypatch) -> None:
+    datasets = build_datasets(config_for(root), seed=1)
+    start = loader_module._start_worker
+
+    def slowly() -> None:
+        time.sleep(1)
+        start()
+
+    monkeypatch.setattr(loader_module, "_start_worker", slowly)
+    assert same(list(loader_for(datasets, 2).epoch(0)), list(loader_for(datasets, 0).epoch(0)))
+
+
+def test_an_error_in_the_start_of_a_worker_keeps_its_traceback(root: Path, monkeypatch) -> None:
+    def fails() -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(loader_module, "_start_worker", fails)
+    with pytest.raises(KeyError, match="a mistake"):
+        next(loader_for(build_datasets(config_for(root), seed=1), 1).epoch(0))
+
+
+# The main process is killed before its worker can ask the kernel to be told of that.
+LEAVES_AN_ORPHAN = """
+import multiprocessing, os, signal, time
+from tracknet.data import loader
+
+def until_the_main_process_has_gone(_):
+    while os.getppid() == main:
+        time.sleep(0.01)
+
+def work():
+    loader._start_worker()
+    time.sleep(120)
+
+main = os.getpid()
+loader.cv2.setNumThreads = until_the_main_process_has_gone
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+print(worker.pid, flush=True)
+os.kill(main, signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_worker_whose_main_process_has_gone_before_it_could_notice_leaves(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with out.open("w") as file:
+        subprocess.run([sys.executable, "-c", LEAVES_AN_ORPHAN], stdout=file, check=False)
+    worker = int(out.read_text())
     deadline = time.monotonic() + 10
     while is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,19 +1,24 @@
 """How processes find each other in a store that keeps what earlier ones wrote there."""
 
+import os
 import random
+import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from tracknet.errors import UserError
 from tracknet.training import joining
 from tracknet.training.joining import Meeting
-from tracknet.training.peers import Peer
+from tracknet.training.peers import Peer, address_towards
 
 Met = dict[str, tuple[int, tuple[Peer, ...]]]
 
@@ -139,3 +144,83 @@ def test_two_machines_with_one_number_are_told(monkeypatch: pytest.MonkeyPatch) 
         "another process, on node-7, has joined as rank 0: give each machine a --machine_rank (MACHINE_RANK) of its own, "
         "and start each machine once"
     ]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TCPStore]]:
+    """That of a launcher, as this process finds it; it ends when it is taken out of the list."""
+    kept = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept[0].port), "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in (told | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(joining, "_door", None)
+    monkeypatch.setattr(joining, "_peers", ())
+    yield kept
+    joining.close_door()
+
+
+def join() -> None:
+    next(joining._join("", timedelta(seconds=1)))
+
+
+def test_a_store_that_ends_while_processes_meet_is_one_line(store: list[TCPStore]) -> None:
+    address = f"127.0.0.1:{store[0].port}"
+    threading.Timer(0.5, store.clear).start()
+    for _ in ("it ends", "it has ended before"):
+        with pytest.raises(UserError, match=f"^the store of machine 0 at {address} has gone .*; start again with --resume auto") as raised:
+            join()
+        assert "\n" not in str(raised.value)
+
+
+def test_a_store_that_this_process_keeps_itself_keeps_its_own_words(store: list[TCPStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(RuntimeError, match="EADDRINUSE"):
+            join()
+
+
+@pytest.mark.parametrize("failing", [ConnectionRefusedError("refused"), TimeoutError("timed out"), socket.gaierror(-2, "Name not known")])
+def test_a_store_that_cannot_be_connected_to_again_is_one_line(
+    store: list[TCPStore], monkeypatch: pytest.MonkeyPatch, failing: OSError
+) -> None:
+    def fails(*_: object) -> str:
+        raise failing
+
+    monkeypatch.setattr(joining, "address_towards", fails)
+    with pytest.raises(UserError, match=r"^the store of machine 0 at 127\.0\.0\.1"):
+        join()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of its own on Linux only")
+@pytest.mark.parametrize("several_machines", [True, False])
+def test_a_first_machine_whose_name_means_itself_has_its_door_at_all_addresses(store: list[TCPStore], several_machines: bool) -> None:
+    assert address_towards("127.0.0.1", store[0].port).startswith("127.")
+    door = joining._open_door(several_machines)
+    assert door.address == "127.0.0.1"  # what the others know it by
+    assert answers("127.0.0.1", door.port)
+    assert answers("127.0.0.2", door.port) is several_machines
+    door.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the open files of a process in /proc")
+def test_connections_are_watched_and_nothing_is_left_open() -> None:
+    reading, writing = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connection:
+        before = set(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            joining.watch_connections()
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == joining.SILENCE_MS
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    os.close(reading)
+    os.close(writing)

@@ -1,5 +1,6 @@
 """What a collective that fails is taken for."""
 
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from tracknet.errors import UserError
 from tracknet.training import joining, lost_peer
+from tracknet.training.farewell import OutOfStepError
+from tracknet.training.last_word import last_word
 from tracknet.training.lost_peer import PeerLostError, naming_lost_peers
 from tracknet.training.peers import Door, Peer
 
@@ -51,6 +54,26 @@ def test_what_is_no_failure_of_a_collective_stays_what_it_is(doors: list[Door], 
     with pytest.raises(type(error)) as raised:
         fail(error)
     assert raised.value is error
+
+
+def test_what_others_are_told_survives_the_way_to_them() -> None:
+    """An error that meets one rank is pickled for the others."""
+    lost = pickle.loads(pickle.dumps(PeerLostError("rank 1 has gone", speaks_for_machine=True)))
+    assert (type(lost), str(lost), lost.speaks_for_machine) == (PeerLostError, "rank 1 has gone", True)
+    error = OutOfStepError("a reason")
+    error.exit_code = 75
+    error = pickle.loads(pickle.dumps(error))
+    assert (type(error), str(error), error.exit_code) == (OutOfStepError, "a reason", 75)
+
+
+def test_after_a_loss_no_collective_may_follow(doors: list[Door], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_peer, "word_of_others", lambda: OutOfStepError("a reason of rank 1"))
+    with pytest.raises(OutOfStepError, match=r"^a reason of rank 1$"), last_word(lambda: "unused"):
+        raise RuntimeError(GLOO)
+    monkeypatch.undo()
+    with pytest.raises(OutOfStepError, match=r"^no memory here$"), last_word(lambda: "no memory here"):
+        raise torch.OutOfMemoryError("out of memory")
+    assert issubclass(PeerLostError, OutOfStepError)
 
 
 def test_a_process_alone_has_lost_nobody() -> None:

@@ -1,5 +1,7 @@
 """Whether another process is still there."""
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +52,35 @@ def test_a_closed_door_is_as_good_as_an_end() -> None:
     door = Door("127.0.0.1")
     door.close()
     assert absent_peers([Peer(0, 0, "here", door.address, door.port, "")], 30.0) == {0: GONE}
+
+
+def test_a_door_closes_though_a_forked_worker_holds_it_open() -> None:
+    door = Door("127.0.0.1")
+    held = os.dup(door._socket.fileno())
+    peer = Peer(0, 0, "here", door.address, door.port, "")
+    assert absent_peers([peer], 0.2) == {}
+    door.close()
+    assert absent_peers([peer], 30.0) == {0: GONE}
+    os.close(held)
+
+
+def test_what_cannot_even_be_called_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    # no route leads to a broadcast address: the kernel says so at once
+    assert absent_peers([Peer(1, 0, "there", "255.255.255.255", 9, "")], 30.0) == {1: UNREACHABLE}
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert absent_peers([Peer(1, 0, "there", "node-b", 9, "")], 30.0) == {1: UNREACHABLE}
+
+
+def test_a_door_may_be_known_by_a_name() -> None:
+    door = Door("localhost", everywhere=True)
+    peer = Peer(0, 0, "here", door.address, door.port, "")
+    assert absent_peers([peer], 0.2) == {}
+    door.close()
+    assert absent_peers([peer], 30.0) == {0: GONE}
 
 
 def test_the_absent_are_named_by_rank_and_machine() -> None:

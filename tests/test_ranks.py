@@ -58,7 +58,7 @@ def test_all_ranks_name_the_one_that_was_killed_and_no_other(tmp_path: Path) -> 
     del said[2]
     line = f"rank 2 on {HOST} has gone{ADVICE}"
     assert f"PeerLostError: {line}" in said
-    assert set(said) <= {f"PeerLostError: {line}", f"UserError: {line}"}  # those that end later have it from the first
+    assert set(said) <= {f"PeerLostError: {line}", f"OutOfStepError: {line}"}  # those that end later have it from the first
 
 
 @pytest.mark.slow
@@ -68,11 +68,13 @@ def test_where_the_store_dies_with_its_rank_that_rank_is_named(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_rank_that_leaves_for_a_reason_of_its_own_has_told_it(tmp_path: Path) -> None:
-    assert last_words(tmp_path, 3, 1, "user") == ["UserError: a reason of its own"] * 3
+    assert last_words(tmp_path, 3, 1, "user") == [
+        f"{kind}: a reason of its own" for kind in ("OutOfStepError", "UserError", "OutOfStepError")
+    ]
 
 
 @pytest.mark.slow
 def test_an_error_of_the_program_keeps_its_traceback_and_the_others_say_whose_it_was(tmp_path: Path) -> None:
     said = last_words(tmp_path, 3, 1, "bug")
     assert said[1].startswith("RuntimeError: inconsistent tensor size")
-    assert said[0] == said[2] == f"UserError: rank 1 on {HOST} has left because of RuntimeError; its own output says more"
+    assert said[0] == said[2] == f"OutOfStepError: rank 1 on {HOST} has left because of RuntimeError; its own output says more"

@@ -1,6 +1,7 @@
 """Stop signals: what they set, what they leave behind."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -197,6 +198,86 @@ def test_the_main_thread_hears_a_second_ctrl_c_while_it_waits_for_another_thread
     assert (out, child.returncode) == ("130\n", 0)
 
 
+STUCK = """
+import ctypes, sys, threading, time
+from tracknet.training.signals import StopRequest
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+
+def free_it():
+    while not stop._listener.heard:
+        time.sleep(0.01)
+    libc.pthread_mutex_unlock(mutex)
+
+with StopRequest() as stop:
+    if sys.argv[1] == "comes free":
+        threading.Thread(target=free_it).start()
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    try:
+        libc.pthread_mutex_lock(mutex)  # as in a collective: neither a signal nor another thread's work wakes it
+        time.sleep(0)
+    except KeyboardInterrupt:
+        print("raised", flush=True)
+"""
+
+
+def press_twice(how: str, record: Path, pause_s: float) -> subprocess.Popen[str]:
+    environment = os.environ | {"TRACKNET_EXIT_FILE": str(record)}
+    child = subprocess.Popen([sys.executable, "-c", STUCK, how], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    time.sleep(pause_s)
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    return child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the child takes a mutex as glibc lays it out")
+def test_a_second_ctrl_c_ends_a_process_whose_main_thread_is_stuck(tmp_path: Path) -> None:
+    with press_twice("stays", tmp_path / "record", 0.8) as child:
+        out, _ = child.communicate(timeout=20)
+    assert (out, child.returncode) == ("", 130)
+    assert json.loads((tmp_path / "record").read_text())["code"] == 130
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the child takes a mutex as glibc lays it out")
+def test_a_main_thread_that_comes_free_after_a_second_ctrl_c_leaves_by_itself(tmp_path: Path) -> None:
+    with press_twice("comes free", tmp_path / "record", 0.8) as child:
+        out, _ = child.communicate(timeout=20)
+    assert (out, child.returncode) == ("raised\n", 0)
+    assert not (tmp_path / "record").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the child takes a mutex as glibc lays it out")
+def test_one_ctrl_c_that_comes_twice_does_not_end_a_process_that_is_stuck(tmp_path: Path) -> None:
+    with press_twice("stays", tmp_path / "record", 0.05) as child:
+        time.sleep(1.8)
+        assert child.poll() is None
+        child.kill()
+
+
+def test_afterwards_signals_wake_what_they_woke_before_and_nothing_is_left_open() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing)
+    try:
+        threads, next_free = threading.active_count(), os.dup(reading)
+        os.close(next_free)
+        for _ in range(3):
+            with StopRequest():
+                send(signal.SIGTERM)
+                assert threading.active_count() == threads + 1
+        assert threading.active_count() == threads
+        again = os.dup(reading)
+        os.close(again)
+        assert again == next_free
+    finally:
+        assert signal.set_wakeup_fd(before) == writing
+        os.close(reading)
+        os.close(writing)
+
+
 @pytest.mark.parametrize(
     ("command_line", "expected"),
     [
@@ -204,6 +285,13 @@ def test_the_main_thread_hears_a_second_ctrl_c_while_it_waits_for_another_thread
         ("python -m accelerate.commands.launch --num_processes 1 -m tracknet.scripts.train", True),
         ("python -u -m torch.distributed.run --nproc_per_node 2 -m tracknet.scripts.train", True),
         ("/opt/bin/python /opt/bin/torchrun --nproc_per_node 2 train.py", True),
+        ("/opt/bin/torchrun --nproc_per_node 2 train.py", True),
+        ("python -X dev -m torch.distributed.run train.py", True),
+        ("python -Xdev -W ignore -Im torch.distributed.run train.py", True),
+        ("python --check-hash-based-pycs never -mtorch.distributed.run train.py", True),
+        ("python -X dev train.py torchrun", False),
+        ("python -c pass torchrun", False),
+        ("python -m", False),
         ("bash ./launch.sh", False),
         ("python -m pytest tests/torchrun", False),
         ("/sbin/init", False),

@@ -1,12 +1,17 @@
 """Batches of one process."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from multiprocessing import parent_process
+import time
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import RawArray, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -21,6 +26,12 @@ from tracknet.out_of_memory import is_out_of_memory
 from tracknet.schema.training import DataLoaderConfig
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# A process that CPython 3.11 forks while another thread begins or ends hangs for ever in os.fork, over a lock that nobody holds there
+# (github.com/python/cpython/issues/112275). Such threads end just then: gloo's, which clean up after a collective, or a saver's.
+CALM_S = 0.1  # before a fork; gives those threads the time to end
+START_S = 60.0  # what has not started by then hangs
+START_POLL_S = 0.01
 
 
 class _WholeBatches(Dataset[Batch | UserError]):
@@ -50,6 +61,11 @@ def _out_of_memory(num_workers: int) -> UserError:
     return UserError(f"out of memory while loading a batch; lower {lower}")
 
 
+def _hangs() -> UserError:
+    advice = "start again with --resume auto, or set training.data_loader.num_workers=0"
+    return UserError(f"a data worker did not start within {START_S:.0f} s; {advice}")
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -67,16 +83,20 @@ class EpochLoader:
         self.dataset = dataset
         self.sampler = sampler
         workers = config.num_workers
+        self._workers = _Workers(workers)
+        self._persistent = workers > 0 and config.persistent_workers
         self._loader: DataLoader[Batch | UserError] = DataLoader(
             _WholeBatches(dataset, workers),
             batch_size=None,  # the sampler's items are whole batches
             sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=workers,
-            persistent_workers=workers > 0 and config.persistent_workers,
+            # for what is shared by forking; from Python 3.14 on it is no longer what Linux does by itself
+            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
+            persistent_workers=self._persistent,
             prefetch_factor=config.prefetch_factor if workers > 0 else None,
             pin_memory=config.pin_memory and torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_and_note, self._workers.noted),
             generator=torch.Generator(),  # its own: otherwise each epoch would draw from the global generator
         )
 
@@ -109,10 +129,18 @@ class EpochLoader:
         What cannot be loaded comes as an error in the batch's place, and whoever takes it ends all ranks with it.
         """
         self.sampler.set_position(epoch, windows_seen)
-        return self._received(iter(self._loader))
+        if self._persistent and self._workers.started:
+            # here too, for an epoch may have been left before its first batch; and PyTorch waits for each of them without an end
+            return self._received(iter(self._loader)) if self._workers.have_all_started() else iter([_hangs()])
+        with self._workers.starting():
+            batches = iter(self._loader)
+        return self._received(batches)
 
     def _received(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
         """The batches as they come; memory may run out in receiving one too."""
+        if not self._workers.have_all_started():
+            yield _hangs()
+            return
         while True:
             try:
                 batch = next(batches)
@@ -125,18 +153,78 @@ class EpochLoader:
             yield batch
 
 
-def _start_worker(worker: int) -> None:
+class _Workers:
+    """The worker processes of a loader, and whether each has come as far as its own code."""
+
+    def __init__(self, count: int) -> None:
+        self.noted: MutableSequence[int] = RawArray("q", count)  # process ids, in shared memory; each worker writes its own
+        self.started: list[BaseProcess] = []
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """What is forked inside are the workers from here on."""
+        if not len(self.noted):
+            yield
+            return
+        self.noted[:] = [0] * len(self.noted)
+        time.sleep(CALM_S)
+        before = set(multiprocessing.active_children())
+        yield
+        self.started = [child for child in multiprocessing.active_children() if child not in before]
+
+    def have_all_started(self) -> bool:
+        """Waits for them, for a minute at most, and ends those that hang: they never would, and hold connections to the other ranks."""
+        end = time.monotonic() + START_S
+        try:
+            while self._late() and time.monotonic() < end:
+                time.sleep(START_POLL_S)
+        finally:  # also where a signal ends the wait
+            late = self._late()
+            _kill(late)
+        return not late
+
+    def _late(self) -> list[BaseProcess]:
+        """Those that live and have not noted themselves; of those that have ended PyTorch tells."""
+        noted = set(self.noted)
+        return [process for process in self.started if process.pid not in noted and process.is_alive()]
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    """Ends workers. PyTorch's handler would raise an error of its own over it, so it must not hear of it."""
+    if not processes:
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main_thread else None
+    for process in processes:
+        process.kill()
+        process.join()  # then there is nothing left of it that the handler could find
+    if in_main_thread:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _start_and_note(noted: MutableSequence[int], worker: int) -> None:
+    """First code of a worker process; `noted` is that of `_Workers`."""
+    try:
+        _start_worker()
+    finally:  # an error is PyTorch's to tell
+        noted[worker] = os.getpid()
+
+
+def _start_worker() -> None:
     """Set-up of a worker process: one thread, and signals are the main process's business.
 
     A launcher or Slurm signals the whole process group. A worker that died of it would take the main process down with it before that could
     save, so a worker obeys SIGTERM only from the main process, and leaves by itself when that one has gone.
     """
     cv2.setNumThreads(0)
+    main = parent_process()
     if sys.platform == "linux":
         # it holds connections to the other ranks, which learn of its main process's death only when both have gone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if main and os.getppid() != main.pid:  # it has gone before the kernel was asked
+            os._exit(0)
+    signal.set_wakeup_fd(-1)  # the main process has its own reader of signals; those of a worker are none of its business
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main = parent_process()
     if main is None or not hasattr(signal, "sigwaitinfo"):  # macOS has no way to tell the sender
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -188,7 +188,7 @@ def leave(ending: Ending) -> NoReturn:
     if ending.by_signal:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would complain that workers end
         for child in multiprocessing.active_children():
-            child.terminate()
+            child.kill()  # one that hangs in its start obeys nothing else
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(ending.code)

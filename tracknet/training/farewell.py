@@ -22,6 +22,10 @@ _KEY = "tracknet/last_word"
 _STORE_ANSWERS_S = 2.0
 
 
+class OutOfStepError(UserError):
+    """The ranks are no longer at the same place, or not all of them are there: no collective may follow, not even one that saves."""
+
+
 def leave(reason: str, exit_code: int) -> None:
     """Says why this process leaves, unless another one was first."""
     # where the store was in a process that has gone, the others have their own reason to leave
@@ -31,14 +35,14 @@ def leave(reason: str, exit_code: int) -> None:
     close_door()
 
 
-def word_of_others() -> UserError | None:
+def word_of_others() -> OutOfStepError | None:
     """What the first process that has left said; None where nobody did, or where the store has gone."""
     if _store_answers():
         with contextlib.suppress(RuntimeError):
             store = _get_default_store()
             if store.check([_KEY]):
                 reason, exit_code = json.loads(store.get(_KEY))
-                error = UserError(reason)
+                error = OutOfStepError(reason)
                 error.exit_code = exit_code
                 return error
     return None

@@ -10,10 +10,12 @@ each launcher counts its own restarts, so that no number of theirs names a commo
 """
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
 import socket
+import stat
 import sys
 import time
 import uuid
@@ -79,15 +81,20 @@ def watch_connections() -> None:
     if sys.platform != "linux":
         return
     for descriptor in os.listdir("/proc/self/fd"):
-        # not a socket, not connected, or closed a moment ago
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor))) as same:
-            if same.family not in (socket.AF_INET, socket.AF_INET6) or not same.getpeername():
-                continue
-            same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+        with contextlib.suppress(OSError):  # not connected, or closed a moment ago
+            if stat.S_ISSOCK(os.fstat(int(descriptor)).st_mode):
+                _watch(int(descriptor))
+
+
+def _watch(descriptor: int) -> None:
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        if same.family not in (socket.AF_INET, socket.AF_INET6) or not same.getpeername():
+            return
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
 
 
 class Meeting:
@@ -169,13 +176,52 @@ class Meeting:
 
 def _join(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Any, int, int]]:
     global _peers, _door
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    watch_connections()
-    _door = Door(address_towards(*store_address()))
-    machine = int(os.environ.get("GROUP_RANK", "0"))
-    own = Peer(rank, machine, socket.gethostname(), _door.address, _door.port, uuid.uuid4().hex)
-    number, _peers = Meeting(store, own, world_size).meet()
+    with _naming_lost_store():
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        watch_connections()
+        _door = _open_door(several_machines=int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1)
+        machine = int(os.environ.get("GROUP_RANK", "0"))
+        own = Peer(rank, machine, socket.gethostname(), _door.address, _door.port, uuid.uuid4().hex)
+        number, _peers = Meeting(store, own, world_size).meet()
     yield PrefixStore(f"tracknet/attempt-{number}", store), rank, world_size
+
+
+@contextlib.contextmanager
+def _naming_lost_store() -> Iterator[None]:
+    """What fails because the store cannot be reached becomes one line.
+
+    Raises:
+        UserError: the launcher of machine 0 has ended, or its machine has.
+    """
+    try:
+        yield
+    except (dist.DistNetworkError, dist.DistStoreError, ConnectionError, TimeoutError, socket.gaierror) as error:
+        if _keeps_store():
+            raise  # it is its own: a port that is taken
+        host, port = store_address()
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"the store of machine 0 at {host}:{port} has gone while the processes met, or cannot be reached "
+            f"({reason}); start again with --resume auto, on all machines"
+        ) from error
+
+
+def _keeps_store() -> bool:
+    """Whether the store is in this process; the launchers keep it themselves."""
+    return os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def _open_door(several_machines: bool) -> Door:
+    """The door of this process, where the others reach it.
+
+    Raises:
+        OSError: the store cannot be reached.
+    """
+    address = address_towards(*store_address())
+    if several_machines and ipaddress.ip_address(address).is_loopback:
+        # Machine 0, where its own name means 127.0.1.1, as Debian's /etc/hosts has it. Elsewhere that name leads to it.
+        return Door(store_address()[0], everywhere=True)
+    return Door(address)
 
 
 def store_address() -> tuple[str, int]:

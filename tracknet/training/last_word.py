@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory
-from tracknet.training.farewell import leave
+from tracknet.training.farewell import OutOfStepError, leave
 from tracknet.training.lost_peer import naming_lost_peers
 
 
@@ -17,7 +16,7 @@ def last_word(reason: Callable[[], str]) -> Iterator[None]:
         reason: why this rank leaves; asked for when it does.
 
     Raises:
-        UserError: memory ran out, here or on another rank, or a process has left.
+        OutOfStepError: memory ran out, here or on another rank, or a process has left.
     """
     try:
         with naming_lost_peers():
@@ -26,5 +25,5 @@ def last_word(reason: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         why = reason()
-        leave(why, UserError.exit_code)
-        raise UserError(why) from error
+        leave(why, OutOfStepError.exit_code)
+        raise OutOfStepError(why) from error  # the others wait in the collective that this rank has left

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory
-from tracknet.training.farewell import leave, word_of_others
+from tracknet.training.farewell import OutOfStepError, leave, word_of_others
 from tracknet.training.joining import peers
 from tracknet.training.peers import absent_peers, in_words
 
@@ -18,15 +17,15 @@ WHAT_NOW = "the last checkpoint is whole: a launcher with restarts left goes on 
 _BROKEN = ("gloo/transport", "gloo connectfullmesh", "nccl", "connection", "socket", "timed out", "timeout")
 
 
-class PeerLostError(UserError):
+class PeerLostError(OutOfStepError):
     """Another process of the run has gone without a word, so that this one cannot go on.
 
     Attributes:
         speaks_for_machine: this process is the first of its machine that is still there, and so says the line for it.
     """
 
-    def __init__(self, line: str, speaks_for_machine: bool) -> None:
-        super().__init__(line)
+    def __init__(self, line: str, speaks_for_machine: bool = False) -> None:
+        super().__init__(line)  # one argument: it may be pickled for other ranks
         self.speaks_for_machine = speaks_for_machine
 
 
@@ -36,7 +35,7 @@ def naming_lost_peers() -> Iterator[None]:
 
     Raises:
         PeerLostError: a process has gone, or cannot be reached.
-        UserError: what a process said that has left by itself.
+        OutOfStepError: what a process said that has left by itself.
     """
     try:
         yield
@@ -47,7 +46,7 @@ def naming_lost_peers() -> Iterator[None]:
         raise reason from error
 
 
-def _why(error: RuntimeError) -> UserError | None:
+def _why(error: RuntimeError) -> OutOfStepError | None:
     """Why a collective has failed; None where the other processes have no part in it."""
     if said := word_of_others():
         return said

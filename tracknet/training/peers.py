@@ -1,5 +1,6 @@
 """The other processes of a run: where each is, and whether it is still there."""
 
+import contextlib
 import errno
 import selectors
 import socket
@@ -23,7 +24,7 @@ class Peer:
         rank: its number in the run.
         machine: number of its machine, which is `accelerate launch`'s `--machine_rank`.
         host: name of its machine.
-        address: where its door is.
+        address: where its door is; a number or a name.
         port: of its door.
         id: of this process alone; the next process of the same rank has another one.
     """
@@ -39,13 +40,18 @@ class Peer:
 class Door:
     """A port where others see that this process lives: the kernel answers there, whatever the process is busy with."""
 
-    def __init__(self, address: str) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.create_server((address, 0), family=family, backlog=BACKLOG)
+    def __init__(self, address: str, *, everywhere: bool = False) -> None:
+        """Opens it at an address of this machine, or at all of them, where others know one by a name that means another one here."""
+        both = everywhere and socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both or ":" in address else socket.AF_INET
+        place = "" if everywhere else address
+        self._socket = socket.create_server((place, 0), family=family, backlog=BACKLOG, dualstack_ipv6=both)
         self.address, self.port = address, int(self._socket.getsockname()[1])
 
     def close(self) -> None:
         """Lets the others see that this process leaves, before it has ended."""
+        with contextlib.suppress(OSError):  # closed before
+            self._socket.shutdown(socket.SHUT_RDWR)  # forked workers hold it open too
         self._socket.close()
 
 
@@ -59,6 +65,11 @@ def address_towards(host: str, port: int, seconds: float = 30.0) -> str:
         return str(connection.getsockname()[0])
 
 
+def _how(error: int) -> str:
+    """In which way a process is absent whose connection has failed, or has ended (0)."""
+    return GONE if not error or error in _REFUSALS else UNREACHABLE
+
+
 @dataclass
 class _RollCall:
     """Knocks at all doors at once, and stays there: a connection that nobody has taken in ends together with the process."""
@@ -68,9 +79,17 @@ class _RollCall:
     absent: dict[int, str] = field(default_factory=dict)
 
     def knock(self, peer: Peer) -> None:
-        knocking = socket.socket(socket.AF_INET6 if ":" in peer.address else socket.AF_INET)
+        try:
+            family, _, _, _, place = socket.getaddrinfo(peer.address, peer.port, type=socket.SOCK_STREAM)[0]
+        except socket.gaierror:
+            self.absent[peer.rank] = UNREACHABLE
+            return
+        knocking = socket.socket(family)
         knocking.setblocking(False)
-        knocking.connect_ex((peer.address, peer.port))
+        if (error := knocking.connect_ex(place)) not in (0, errno.EINPROGRESS):
+            knocking.close()
+            self.absent[peer.rank] = _how(error)
+            return
         self.connecting.add(peer.rank)
         self.selector.register(knocking, selectors.EVENT_WRITE, peer.rank)
 
@@ -82,7 +101,7 @@ class _RollCall:
             if not error and rank in self.connecting:
                 self.selector.modify(key.fileobj, selectors.EVENT_READ, rank)
             else:
-                self.absent[rank] = GONE if not error or error in _REFUSALS else UNREACHABLE
+                self.absent[rank] = _how(error)
                 self.selector.unregister(key.fileobj)
                 key.fileobj.close()
             self.connecting.discard(rank)
