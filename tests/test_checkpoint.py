@@ -175,13 +175,14 @@ def test_notes_in_a_checkpoint_are_left_alone(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, 1)
     folder = save(store, 1)
     (folder / "notes.txt").write_text("good one")
+    (folder / "ema_export.safetensors").write_text("of a user")
     (folder / "more").mkdir()
     assert assert_good(tmp_path / "last") == 1
     save(store, 1, again=True)
-    assert {p.name for p in folder.iterdir()} == {*FILES, "notes.txt", "more"}
+    assert {p.name for p in folder.iterdir()} == {*FILES, "notes.txt", "ema_export.safetensors", "more"}
     (folder / "notes.txt").write_text("better one")
     save(store, 2)
-    assert {p.name for p in folder.iterdir()} == {"notes.txt", "more"}
+    assert {p.name for p in folder.iterdir()} == {"notes.txt", "ema_export.safetensors", "more"}
     assert (folder / "notes.txt").read_text() == "better one"
     save(store, 3)
     assert names_in(tmp_path) == {"step-00000001", "step-00000003", "last"}

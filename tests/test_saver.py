@@ -17,6 +17,7 @@ from small_checkpoints import MODEL_CONFIG, assert_good, names_in, tensors_of
 from tracknet.errors import UserError
 from tracknet.training.checkpoint import load_checkpoint
 from tracknet.training.checkpoint_store import CheckpointStore
+from tracknet.training.durable import NewFile, only_writer
 from tracknet.training.saver import BackgroundSaver
 from tracknet.training.snapshot import Snapshot
 
@@ -293,3 +294,13 @@ def test_reserving_makes_room_on_the_thread(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="out of memory while a checkpoint was saved"):
         saver.wait()
     saver.close()
+
+
+def test_a_forked_child_holds_no_file_of_a_save(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with only_writer(tmp_path / "run"), NewFile(tmp_path / "file"):
+        child = os.fork()
+        if child == 0:
+            held = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+            os._exit(sum(name.startswith(str(tmp_path)) for name in held))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -176,7 +176,7 @@ def test_a_stopped_run_keeps_its_checkpoint_and_goes_on_by_hand_without_sharding
     run = only_run(tmp_path / "checkpoints")
     assert os.readlink(run / "last") == "step-00000004"
     assert training_size(run / "last") == 4
-    assert json.loads((run / FILE).read_text())["whole_model"]["value"] == 2
+    assert json.loads((run / FILE).read_text())["sizes"]["whole_model"]["value"] == 2
     assert json.loads((only_run(tmp_path / "logs") / "run.json").read_text())["launches"][0]["exit"]["message"] == SAID
     resumed = train_probe(clips, tmp_path, WHOLE, "nowhere", "--resume", "auto")
     assert resumed.returncode == 0, resumed.stderr

@@ -16,11 +16,14 @@ from clips import write_games
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from tracknet.errors import UserError
 from tracknet.models import TrackNetModel
 from tracknet.scripts.train import main
 from tracknet.training import validation
+from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.gradient import SummedLoss
 from tracknet.training.snapshot import Snapshot
+from tracknet.training.step import TrainingStep
 from tracknet.training.tracking import Tracker
 
 FORMAT_1 = Path(__file__).with_name("checkpoint_v1")
@@ -399,3 +402,103 @@ def test_each_phase_of_training_remembers_its_own_micro_batch_size(clips, tmp_pa
         "whole_model": 1,
         "evaluation": 4,
     }
+
+
+def let_saves_fail(monkeypatch, steps: set[int]) -> None:
+    save = CheckpointStore.save
+
+    def failing(self, step, *rest, **more):
+        if step in steps:
+            raise UserError(f"the checkpoint of step {step} could not be written: No space left on device")
+        return save(self, step, *rest, **more)
+
+    monkeypatch.setattr(CheckpointStore, "save", failing)
+
+
+def test_a_run_that_cannot_save_does_not_begin(clips, tmp_path, monkeypatch, capfd):
+    let_saves_fail(monkeypatch, {0})
+    assert main(arguments(clips, tmp_path)) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("the checkpoint of step 0 could not be written")
+    assert not (only_run(tmp_path / "logs") / "metrics.jsonl").exists()
+
+
+def test_a_save_that_fails_in_between_costs_no_run_and_its_score_is_not_the_best(clips, tmp_path, monkeypatch, capfd):
+    scores = iter([0.1, 0.9, 0.8])
+    named_scores = validation.named_scores
+    monkeypatch.setattr(validation, "named_scores", lambda *a: named_scores(*a) | {"val/f1_tracknetv2": next(scores)})
+    let_saves_fail(monkeypatch, {8})
+    assert main(arguments(clips, tmp_path)) == 0
+    assert "ERROR: the checkpoint of step 8 could not be written" in capfd.readouterr().err
+    run = only_run(tmp_path / "checkpoints")
+    assert os.readlink(run / "best") == os.readlink(run / "last") == "step-00000012"
+    assert state_of(run / "best")["position"]["best_f1"] == 0.8
+
+
+def test_a_last_save_that_fails_ends_the_run_with_its_line(clips, tmp_path, monkeypatch, capfd):
+    let_saves_fail(monkeypatch, {12})
+    assert main(arguments(clips, tmp_path)) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("the checkpoint of step 12 could not be written")
+    assert os.readlink(only_run(tmp_path / "checkpoints") / "last") == "step-00000008"
+
+
+def test_a_broken_frame_costs_no_step_that_was_made(clips, tmp_path, monkeypatch, capfd):
+    step = TrainingStep.__call__
+
+    def with_a_broken_batch(self, batch, number, stop):
+        return step(self, UserError("frame 7 is broken") if number == 6 else batch, number, stop)
+
+    monkeypatch.setattr(TrainingStep, "__call__", with_a_broken_batch)
+    assert main(arguments(clips, tmp_path)) == 1
+    assert capfd.readouterr().err.splitlines()[-1] == "frame 7 is broken"
+    assert os.readlink(only_run(tmp_path / "checkpoints") / "last") == "step-00000006"
+
+
+def test_metrics_that_cannot_be_written_end_the_run_and_cost_no_step(clips, tmp_path, monkeypatch, capfd):
+    log = Tracker.log
+
+    def full_disk(self, step, metrics):
+        if step == 6:
+            raise UserError("cannot write metrics.jsonl: No space left on device")
+        log(self, step, metrics)
+
+    monkeypatch.setattr(Tracker, "log", full_disk)
+    assert main(arguments(clips, tmp_path)) == 1
+    assert "metrics.jsonl" in capfd.readouterr().err.splitlines()[-1]
+    assert os.readlink(only_run(tmp_path / "checkpoints") / "last") == "step-00000006"
+
+
+@pytest.mark.parametrize("stop", ["every_steps", "signal"])
+def test_an_update_that_failed_is_in_no_checkpoint_of_any_kind(clips, tmp_path, monkeypatch, capfd, stop):
+    update, updates = torch.optim.AdamW.step, []
+
+    def fails_in_the_third(self, closure=None):
+        updates.append(self)
+        if len(updates) == 3:
+            if stop == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise MemoryError
+        return update(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails_in_the_third)
+    every = "training.checkpoint.every_steps=3" if stop == "every_steps" else "training.checkpoint.every_steps=0"
+    assert main(arguments(clips, tmp_path, every)) == 1
+    assert "out of memory in the optimizer's update" in capfd.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.glob("checkpoints/run-*/step-*")] == ["step-00000000"]
+
+
+def test_a_run_moved_behind_a_link_is_the_same_run(clips, tmp_path):
+    assert main(arguments(clips, tmp_path, "training.epochs=1")) == 0
+    run = only_run(tmp_path / "checkpoints")
+    (tmp_path / "elsewhere").mkdir()
+    run.symlink_to(run.rename(tmp_path / "elsewhere" / run.name))
+    assert main([*arguments(clips, tmp_path, "training.epochs=2", "training.checkpoint.keep_last=1"), "--resume"]) == 0
+    assert os.readlink(run / "best") == "step-00000004"  # F1 is 0 throughout
+    assert {path.name for path in run.glob("step-*")} == {"step-00000004", "step-00000008"}
+
+
+def test_a_copy_of_a_run_is_not_resumed_over_the_run_itself(clips, tmp_path, capfd):
+    assert main(arguments(clips, tmp_path, "training.epochs=1")) == 0
+    copy = tmp_path / "backup" / only_run(tmp_path / "checkpoints").name
+    shutil.copytree(only_run(tmp_path / "checkpoints"), copy, symlinks=True)
+    assert main([*arguments(clips, tmp_path, "training.epochs=2"), "--resume", str(copy)]) == 2
+    assert "which has checkpoints of its own; give it another --output-dir" in capfd.readouterr().err.splitlines()[-1]

@@ -1,5 +1,14 @@
 """Errors that the user can mend: one line each, with the exit code that the process leaves with."""
 
+LONGEST_SHOWN = 200  # characters of a value
+
+
+def shown(value: object) -> str:
+    """A value that anybody may have written into a file, as it can stand in a line: on a terminal it moves nothing, and it has an end."""
+    text = str(value)
+    text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
 
 class UserError(Exception):
     """A mistake outside the program; its message is one line saying what to change.

@@ -160,8 +160,8 @@ def restored_position(saved: Mapping[str, Any], batches: EpochLoader) -> Positio
         )
     if position.windows_per_step not in (0, per_step):
         log.warning(
-            "a step now has %d windows where it had %d: the order of windows goes on where it stopped, and the learning rate at its place"
-            " in the run; the weights will no longer be those of the undisturbed run",
+            "a step now has %d windows where it had %d: the order of windows goes on where it stopped, and the schedule counts in the new"
+            " steps; the weights will no longer be those of the undisturbed run",
             *(per_step, position.windows_per_step),
         )
     if position.windows_seen and not batches.steps_left(position.windows_seen):  # the rest of the epoch is less than a step: dropped
@@ -178,7 +178,7 @@ def plan_steps(config: Config, position: Position, batches: EpochLoader) -> int:
     training, steps_per_epoch = config.training, len(batches)
     position.windows_per_epoch, position.windows_per_step = batches.windows_per_epoch, batches.windows_per_step
     warmup_steps = training.scheduler.warmup_epochs * steps_per_epoch
-    if warmup_steps > schedule_steps(training, steps_per_epoch):
+    if position.step == 0 and warmup_steps > schedule_steps(training, steps_per_epoch):
         raise ConfigError(
             f"training.scheduler.warmup_epochs={training.scheduler.warmup_epochs:g} is {warmup_steps:.0f} steps,"
             f" longer than the run's {schedule_steps(training, steps_per_epoch)}; lower it"

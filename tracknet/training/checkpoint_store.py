@@ -1,10 +1,10 @@
 """Writes checkpoints: beside their final name, flushed, read back, renamed; then prunes the old ones. `checkpoint` has the layout."""
 
+import contextlib
 import errno
 import json
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ from tracknet.training.manifest import (
     FileRecord,
     Manifest,
     are_tensor_names,
+    file_names,
     is_step,
+    read_manifest,
     tensor_file_name,
 )
 from tracknet.training.tensor_file import NotFiniteError, write_tensors
 from tracknet.training.untrusted import CheckpointError
 
 log = logging.getLogger("tracknet")
-
-_OUR_FILE = re.compile(rf"(?:{re.escape(CONFIG_FILE)}|{re.escape(STATE_FILE)}|{re.escape(MANIFEST_FILE)}|[A-Za-z0-9_]+\.safetensors)")
 
 
 class CheckpointStore:
@@ -120,6 +120,7 @@ class CheckpointStore:
                 replaced = self._temporary("replaced", final.name)
                 final.rename(replaced)
                 temporary.rename(final)
+                flush(self._folder)  # where a file system does not keep the order of renames, the old one must not go first
                 self._discard(replaced)
             else:
                 temporary.rename(final)
@@ -161,8 +162,11 @@ class CheckpointStore:
         steps = {number: folder for number, folder in saved_steps(self._folder).items() if _is_ours(folder)}
         newest = sorted(steps, key=lambda number: (number > step, -number))
         for number in newest[self._keep_last :]:
-            if number != linked_step(self._folder, BEST):
-                self._discard(steps[number])
+            if number == linked_step(self._folder, BEST):
+                continue
+            if number > step:
+                log.warning("%s goes: the run has gone on from an earlier step", steps[number])
+            self._discard(steps[number])
 
     def _discard(self, entry: Path) -> None:
         """Removes a checkpoint or a leftover; failing that it warns, for what had to be saved is saved.
@@ -178,8 +182,9 @@ class CheckpointStore:
                 step_name = leftover[2]
             else:  # renamed first, so that a checkpoint is never seen half deleted
                 step_name, entry = entry.name, entry.rename(self._temporary("deleted", entry.name))
+            ours = _files_of(entry)
             for file in list(entry.iterdir()):
-                if _OUR_FILE.fullmatch(file.name) and not (file.is_dir() and not file.is_symlink()):
+                if file.name in ours and not (file.is_dir() and not file.is_symlink()):
                     file.unlink()
                 else:
                     (self._folder / step_name).mkdir(exist_ok=True)
@@ -187,6 +192,14 @@ class CheckpointStore:
             entry.rmdir()
         except OSError as error:
             log.warning("%s could not be removed: %s", entry, error.strerror)
+
+
+def _files_of(checkpoint: Path) -> set[str]:
+    """The names of what TrackNet has put there; where no manifest tells it, those that each run's checkpoints have."""
+    names = {MANIFEST_FILE, *file_names(["optimizer", "weights"])}
+    with contextlib.suppress(UserError):
+        names |= read_manifest(checkpoint).files.keys()
+    return names
 
 
 def _is_ours(folder: Path) -> bool:

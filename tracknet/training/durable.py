@@ -19,6 +19,17 @@ LOCK_WAIT_S = 60.0
 PIECE_BYTES = 4 * 2**20  # read and hashed at once, without Python's lock
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what file systems without locks answer
 
+_open_here: set[int] = set()  # descriptors that a forked child must not keep: a lock and the space of a removed file would hang on them
+
+
+def _close_in_child() -> None:
+    for descriptor in _open_here:
+        os.close(descriptor)
+    _open_here.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
 
 def flush(path: Path) -> None:
     """Brings a file's content, or a folder's list of names, to the disk."""
@@ -45,6 +56,7 @@ class NewFile:
 
     def __enter__(self) -> "NewFile":
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        _open_here.add(self._descriptor)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -52,6 +64,7 @@ class NewFile:
             if kind is None:
                 os.fsync(self._descriptor)
         finally:
+            _open_here.discard(self._descriptor)
             os.close(self._descriptor)
 
     def write(self, content: bytes | memoryview) -> None:
@@ -94,6 +107,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     # neither a link out of the folder nor a pipe in its place
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(folder / ".lock", flags, 0o666)
+    _open_here.add(descriptor)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise FileExistsError(errno.EEXIST, ".lock is not a file made by TrackNet; move it away")
@@ -104,6 +118,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             if locked:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file too
     finally:
+        _open_here.discard(descriptor)
         os.close(descriptor)
 
 

@@ -2,6 +2,7 @@
 
 from tracknet.errors import UserError
 from tracknet.training.ranks import Ranks
+from tracknet.training.refusals import HalfMadeUpdateError
 
 
 class FailedUpdate:
@@ -19,4 +20,4 @@ class FailedUpdate:
         """
         failures = self._ranks.gather([failure for failure in (self.reason, own) if failure])
         if failures:
-            raise failures[0]
+            raise min(failures, key=lambda failure: not isinstance(failure, HalfMadeUpdateError))

@@ -1,6 +1,6 @@
 """An optimizer's state as named tensors and JSON, and back."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tracknet.errors import UserError
+from tracknet.errors import UserError, shown
 from tracknet.training.optimization import state_tensors
 from tracknet.training.sharding import as_sharded
 
 # How an update is computed, not what it is: these belong to the machine that runs it and stay as the new process chose them.
+_SIGNED = ("exp_avg", "momentum_buffer")  # all other state is a count, or a mean of squares
 _LEARNING_RATES = frozenset({"lr", "initial_lr"})
 _EXECUTION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
@@ -76,19 +77,26 @@ def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], json: 
     saved_groups = [_as_saved(own, saved) for own, saved in zip(optimizer.state_dict()["param_groups"], json["groups"], strict=True)]
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        if not index.isdecimal() or int(index) not in states:
-            raise UserError(f"the saved optimizer state holds {key}, which belongs to none of its parameters: the checkpoint is damaged")
-        shape = json["shapes"][int(index)]
-        if tensor.dim() > 0 and list(tensor.shape) != shape:
-            raise UserError(f"the saved optimizer state {key} has shape {list(tensor.shape)}, its parameter has {shape}")
-        if tensor.isnan().any():
-            raise UserError(f"the saved optimizer state {key} holds NaN: the checkpoint is damaged")
-        parameter = parameters[int(index)] if tensor.dim() > 0 else None  # the numbers of the state are not sharded
+        if index not in json["state"] or name not in state_tensors(optimizer):
+            raise UserError(f"the saved optimizer state holds {shown(key)}, which belongs to no parameter: the checkpoint is damaged")
+        parameter = None if name == "step" else parameters[int(index)]  # the numbers of the state are not sharded
+        _check_tensor(key, tensor, parameter)
         states[int(index)][name] = _laid_out_as(parameter, tensor)
     for number, state in states.items():
         if lacking := set(state_tensors(optimizer)) - {name for name, value in state.items() if isinstance(value, Tensor)}:
             raise UserError(f"the saved optimizer state lacks {min(lacking)} of parameter {number}: the checkpoint is damaged")
     optimizer.load_state_dict({"state": states, "param_groups": saved_groups})
+
+
+def _check_tensor(key: str, tensor: Tensor, parameter: Tensor | None) -> None:
+    """Refuses what an update could not be made with; `parameter` is None for a number."""
+    shape = [] if parameter is None else list(parameter.shape)
+    if list(tensor.shape) != shape:
+        raise UserError(f"the saved optimizer state {key} has shape {list(tensor.shape)}, its parameter has {shape}")
+    if not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise UserError(f"the saved optimizer state {key} is not of finite numbers: the checkpoint is damaged")
+    if not key.endswith(_SIGNED) and (tensor < 0).any():
+        raise UserError(f"the saved optimizer state {key} has a number below 0, which cannot be: the checkpoint is damaged")
 
 
 def _laid_out_as(parameter: Tensor | None, tensor: Tensor) -> Tensor:
@@ -118,11 +126,11 @@ def _as_saved(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any
     """A group's own hyper-parameters with the saved learning rates. What only one of two versions of torch knows is left alone."""
     for name in own.keys() & saved.keys() - _EXECUTION_OPTIONS - _LEARNING_RATES:
         if _json_value(name, own[name]) != saved[name]:
-            raise UserError(f"the saved optimizer state has {name}={saved[name]!r}, this run has {own[name]!r} (training.optimizer)")
+            raise UserError(f"the saved optimizer state has {name}={shown(saved[name])}, this run has {own[name]} (training.optimizer)")
     rates = {name: saved[name] for name in own.keys() & saved.keys() & _LEARNING_RATES}
     for name, rate in rates.items():
-        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-            raise UserError(f"the saved optimizer state has {name}={rate!r}: the checkpoint is damaged")
+        if not isinstance(rate, int | float) or not 0 <= rate <= sys.float_info.max:
+            raise UserError(f"the saved optimizer state has {name}={shown(rate)}: the checkpoint is damaged")
     return dict(own) | rates
 
 
@@ -133,7 +141,11 @@ def is_saved_optimizer(value: object) -> bool:
             numbers = {str(number) for number in range(len(shapes))}
             return (
                 all(isinstance(shape, list) and all(type(size) is int for size in shape) for shape in shapes)
-                and all(number in numbers and isinstance(entries, dict) for number, entries in state.items())
+                and all(number in numbers and _are_numbers(entries) for number, entries in state.items())
                 and all(isinstance(group, dict) and isinstance(group.get("parameters"), list) for group in groups)
             )
     return False
+
+
+def _are_numbers(entries: object) -> bool:
+    return isinstance(entries, dict) and all(value is None or isinstance(value, int | float) for value in entries.values())

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+LARGEST_COUNT = 2**53  # beyond it a float is no longer exact
+
 
 @dataclass
 class Position:
@@ -41,7 +43,7 @@ def is_saved_position(value: object) -> bool:
     counts = [value[entry.name] for entry in fields(Position) if entry.type is int]
     scores = [value["best_f1"], value["patience_f1"]]
     return (
-        all(type(count) is int and count >= 0 for count in counts)
+        all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts)
         and value["windows_seen"] <= value["windows_per_epoch"]  # beyond it an epoch would have no step, and never end
         and value["evaluated_step"] <= value["step"]
         and all(isinstance(score, int | float) and -1 <= score <= 1 for score in scores)

@@ -21,9 +21,13 @@ def gradient_is_not_finite(step: int) -> UserError:
     return UserError(f"step {step + 1}: the gradient is not finite; lower training.optimizer.lr, or set or lower training.grad_clip")
 
 
+class HalfMadeUpdateError(UserError):
+    """An update that failed: the weights of a rank may be half changed, and must not be saved."""
+
+
 def out_of_memory_in_update(step: int) -> UserError:
     """The weights may be half changed."""
-    return UserError(
+    return HalfMadeUpdateError(
         f"step {step + 1}: out of memory in the optimizer's update, which cannot be tried again;"
         " choose a smaller model or training.optimizer.name"
     )

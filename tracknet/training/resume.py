@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracknet.errors import ConfigError, UserError
+from tracknet.errors import ConfigError, UserError, shown
 from tracknet.schema.root import Config
 from tracknet.schema.runtime import RuntimeConfig
 from tracknet.training.checkpoint import (
@@ -29,7 +29,7 @@ log = logging.getLogger("tracknet")
 
 AUTO = "auto"
 LISTED_RUNS = 10
-_RUN_ID = re.compile(r"run-(\d{8}-\d{6})-s(\d+)")
+_RUN_ID = re.compile(r"run-([0-9]{8}-[0-9]{6})-s([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ def _is_run_of(wanted: Mapping[str, Any], run_folder: Path) -> bool:
 
 
 def _at_path(resume: str, ckpt_dir: Path) -> ResumePoint:
-    path = Path(resume).expanduser()
+    try:
+        path = Path(resume).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"--resume {resume}: {error}") from error
     if (path / STATE_FILE).exists() or Path(os.path.realpath(path)).name.startswith("step-"):
         if path.exists():
             return _resume_point(_verified(path))
@@ -230,9 +233,9 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
             continue
         (broken if _breaks(key, old, new) else honoured).append((key, old, new))
     if broken:
-        listed = "; ".join(f"{key} was {old} and is now {new}" for key, old, new in broken)
+        listed = "; ".join(f"{shown(key)} was {shown(old)} and is now {new}" for key, old, new in broken)
         raise ConfigError(f"--resume: the saved run cannot go on with other settings: {listed}; set them back, or start a new run")
-    return [f"{key}: {old} -> {new}" for key, old, new in honoured]
+    return [f"{shown(key)}: {shown(old)} -> {new}" for key, old, new in honoured]
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tracknet.data.build import Datasets
 from tracknet.data.loader import EpochLoader
-from tracknet.errors import UserError
+from tracknet.errors import ConfigError, UserError
 from tracknet.schema.root import Config
 from tracknet.training.accelerator import start_accelerator
 from tracknet.training.build import (
@@ -28,7 +28,7 @@ from tracknet.training.build import (
     plan_steps,
     restored_position,
 )
-from tracknet.training.checkpoint import BEST, inspect_checkpoint, linked_step, load_checkpoint
+from tracknet.training.checkpoint import BEST, inspect_checkpoint, linked_step, load_checkpoint, saved_steps
 from tracknet.training.farewell import leaving_with_a_word
 from tracknet.training.launch import reshard_after_forward, sharding_requested
 from tracknet.training.ranks import Ranks
@@ -59,20 +59,18 @@ class Continuation:
         point: its checkpoint and its name.
         wandb_id: of its W&B run.
         changes: settings that differ from when it was saved, in words.
+        is_in_place: whether it goes on in the folder that has its checkpoint, as the main rank sees it.
     """
 
     point: ResumePoint
     wandb_id: str | None
     changes: list[str]
+    is_in_place: bool
 
     @property
     def is_over(self) -> bool:
         """Whether the run ended by itself and this launch asks for no other length."""
         return self.point.finished and not any(line.startswith(LENGTH_KEYS) for line in self.changes)
-
-    def is_in(self, config: Config) -> bool:
-        """Whether the run goes on in the folder that has its checkpoint."""
-        return self.point.checkpoint.parent == Path(config.runtime.ckpt_dir).resolve() / self.point.run_id
 
 
 def train(cfg: DictConfig, resume: str | None) -> int:
@@ -125,7 +123,7 @@ def _train(cfg: DictConfig, resume: str | None, accelerator: Accelerator, precis
             stop_requested=lambda: stop.requested,
         )
         # a run has a checkpoint from its first moment on, so that whatever kills it, it can be found and resumed
-        ending = trainer.fit(save_first=not (continuation and continuation.is_in(typed(cfg))))
+        ending = trainer.fit(save_first=not (continuation and continuation.is_in_place))
         outcome.code, outcome.message = _exit_code(ending, stop, ranks), ENDINGS[ending]
         if ending is Ending.STOPPED:
             _mark_preempted(run, outcome.code, state.position.step, ranks)
@@ -166,9 +164,13 @@ def _recorded_ending(run: RunDirectory, tracker: Tracker, ranks: Ranks) -> Itera
 
 
 def _mark_preempted(run: RunDirectory, exit_code: int, step: int, ranks: Ranks) -> None:
-    """Leaves word in the run's folder. All ranks call this."""
+    """Leaves word in the run's folder."""
     name = "SIGINT" if exit_code == EXIT_INTERRUPTED else "SIGTERM"
-    ranks.on_main(lambda: run.mark_preempted(exit_code, name, step))
+    if ranks.is_main:
+        try:
+            run.mark_preempted(exit_code, name, step)
+        except UserError as error:  # all is saved, and the exit code says the same
+            log.warning("PREEMPTED is not in the run's folder: %s", error)
 
 
 def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | None:
@@ -180,8 +182,17 @@ def _find_continuation(cfg: DictConfig, resume: str | None) -> Continuation | No
     point = point or find_resume(resume, ckpt_dir, config)
     if point is None:
         return None
-    saved = inspect_checkpoint(point.checkpoint).state
-    return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)))
+    info = inspect_checkpoint(point.checkpoint)
+    saved = info.state
+    if info.format_version == 1 and saved["config"]["training"].get("batch_size") != config.training.batch_size:
+        raise ConfigError("--resume: the checkpoint is of an older version, and its run cannot go on with another training.batch_size")
+    own_folder = ckpt_dir / point.run_id
+    is_in_place = point.checkpoint.parent == own_folder.resolve()
+    if not is_in_place and own_folder.exists() and saved_steps(own_folder):
+        raise ConfigError(
+            f"--resume: {point.checkpoint} would go on in {own_folder}, which has checkpoints of its own; give it another --output-dir"
+        )
+    return Continuation(point, saved["wandb_id"], check_same_run(saved["config"], _plain(cfg)), is_in_place)
 
 
 def _build_state(
@@ -199,18 +210,18 @@ def _build_state(
     if continuation:
         ranks.together(lambda: _restore(state, continuation, batches))
         _take_noted_sizes(state, continuation, ranks)
-        if not _has_best(state, continuation, config, ranks):
+        if not _has_best(state, continuation, ranks):
             state.position.best_f1 = -1.0
     return datasets, batches, state
 
 
-def _has_best(state: TrainingState, continuation: Continuation, config: Config, ranks: Ranks) -> bool:
+def _has_best(state: TrainingState, continuation: Continuation, ranks: Ranks) -> bool:
     """Whether the best checkpoint that the state speaks of is there.
 
     It is not in another folder, nor where `best` is of a later step: of a future that this run will not have, or will have again.
     """
     best_step = ranks.from_main(ranks.on_main(lambda: linked_step(continuation.point.checkpoint.parent, BEST)))
-    return continuation.is_in(config) and best_step is not None and best_step <= state.position.step
+    return continuation.is_in_place and best_step is not None and best_step <= state.position.step
 
 
 def _take_noted_sizes(state: TrainingState, continuation: Continuation, ranks: Ranks) -> None:
@@ -273,7 +284,7 @@ def _open_run(cfg: DictConfig, continuation: Continuation | None, ranks: Ranks, 
         _plain(cfg),
         is_main=ranks.is_main,
         run_id=cfg.runtime.run_id,
-        wandb_id=continuation.wandb_id if continuation and continuation.is_in(typed(cfg)) else None,  # elsewhere it is a fork
+        wandb_id=continuation.wandb_id if continuation and continuation.is_in_place else None,  # elsewhere it is a fork
     )
     return run, tracker
 

@@ -7,7 +7,7 @@ from typing import Any
 from tracknet.training.checkpoint import STATE_FILE, CheckpointError, CheckpointInfo
 from tracknet.training.microbatch import is_saved_size
 from tracknet.training.optimizer_state import is_saved_optimizer
-from tracknet.training.position import from_format_1, is_saved_position
+from tracknet.training.position import LARGEST_COUNT, from_format_1, is_saved_position
 from tracknet.training.state import EVALUATION, FROZEN_BACKBONE, WHOLE_MODEL
 
 PHASES = {FROZEN_BACKBONE, WHOLE_MODEL, EVALUATION}
@@ -32,11 +32,8 @@ def check_saved_state(info: CheckpointInfo) -> None:
     wrong = [key for key, is_sound in sound.items() if not is_sound]
     if wrong:
         raise _damaged(info.path, f"its {wrong[0]} is not that of a run")
-    averages = {"weights"} if state["ema_updates"] else set()
-    missing = {"model", "optimizer"} | averages
-    missing -= {"model", *info.tensor_names}
-    if missing:
-        raise _damaged(info.path, f"it lacks {', '.join(sorted(missing))}.safetensors")
+    if set(info.tensor_names) not in ({"optimizer"}, {"optimizer", "weights"}):
+        raise _damaged(info.path, "beside the model it has other tensors than those of a run")
 
 
 def _damaged(folder: Path, problem: str) -> CheckpointError:
@@ -65,7 +62,12 @@ def _is_wandb_id(value: Any) -> bool:
 
 def _is_saved_scaler(value: Any) -> bool:
     """As `GradScaler.state_dict` gives it, which is empty where it is off."""
-    return isinstance(value, dict) and all(isinstance(name, str) and isinstance(number, int | float) for name, number in value.items())
+    names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+    return value == {} or (
+        isinstance(value, dict)
+        and value.keys() == names
+        and all(isinstance(number, int | float) and 0 <= number < LARGEST_COUNT for number in value.values())
+    )
 
 
 def _are_saved_sizes(value: Any) -> bool:

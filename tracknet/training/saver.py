@@ -87,9 +87,17 @@ class BackgroundSaver:
         def write() -> None:
             _step_back()
             self._store.save(step, model_config, copies, own_state, best)
-            self._after(step)
+            try:
+                self._after(step)
+            except UserError as error:  # the checkpoint is good
+                log.warning("%s", error)
 
         self._start(write)
+
+    def settle(self) -> UserError | None:
+        """Returns when nothing is under way: why the last checkpoint could not be written, None where it was or there is none."""
+        self._join()
+        return self.failure
 
     def check(self) -> None:
         """Raises an error of the program that has ended a save; a failure that is a user's to mend is for `wait`."""

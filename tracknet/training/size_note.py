@@ -4,12 +4,14 @@ A restart takes them in place of the checkpoint's own; a later checkpoint has th
 """
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from tracknet.errors import UserError
 from tracknet.training.microbatch import MicroBatchSize, is_saved_size
+from tracknet.training.untrusted import parse_json, read_bytes
 from tracknet.utils.run_directory import write_atomically
 
 FILE = "micro_batch_sizes.json"
@@ -66,9 +68,9 @@ def remove_size_note(run_folder: Path, saved_step: int) -> None:
 
 
 def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}; {_WITHOUT}") from error
+    try:
+        return parse_json(file, read_bytes(file))
+    except UserError as error:
+        raise UserError(f"{error}; {_WITHOUT}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracknet.errors import UserError
+from tracknet.errors import UserError, shown
 from tracknet.models import TrackNetModel
 from tracknet.training.checkpoint import Checkpoint
 from tracknet.training.ema import Ema
@@ -134,6 +134,8 @@ class TrainingState:
             UserError: it is of another model, optimizer or average.
         """
         tensors, saved = checkpoint.tensors, checkpoint.state
+        if self.ema and "weights" not in tensors:
+            raise UserError(f"{checkpoint.path}: it lacks the weights that training.ema_decay averages; the checkpoint is damaged")
         self._check_fits(tensors["model"])
         self._restore_weights(tensors["weights"] if self.ema else tensors["model"])
         if self.ema:
@@ -152,6 +154,10 @@ class TrainingState:
     def _check_fits(self, weights: Mapping[str, Tensor]) -> None:
         own = self.model.state_dict()
         other = sorted({*own, *weights} - ({*own} & {*weights}))
-        other += [name for name in own if name in weights and own[name].shape != weights[name].shape]
+        other += [name for name in own if name in weights and _form(own[name]) != _form(weights[name])]
         if other:
-            raise UserError(f"the saved weights are of another model: {other[0]} is not in both with one shape")
+            raise UserError(f"the saved weights are of another model: {shown(other[0])} is not in both with one shape and type")
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype

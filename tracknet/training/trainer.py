@@ -10,9 +10,10 @@ from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
 from tracknet.out_of_memory import peak_memory_gb
 from tracknet.schema.training import TrainingConfig
-from tracknet.training.lost_peer import PeerLostError
+from tracknet.training.farewell import OutOfStepError
 from tracknet.training.optimization import LearningRate
 from tracknet.training.progress import Progress
+from tracknet.training.refusals import HalfMadeUpdateError
 from tracknet.training.saving import Saving
 from tracknet.training.sharded_step import ShardedStep
 from tracknet.training.state import TrainingState
@@ -86,7 +87,7 @@ class Trainer:
         """
         try:
             if save_first:
-                self._saving.save(self._state, best=False)
+                self._saving.save(self._state)
                 self._saving.wait()  # a run that cannot save ends here, and not after hours
             with closing(self._progress):
                 ending = self._train()
@@ -101,14 +102,21 @@ class Trainer:
         if self._evaluation_is_due() and not self._evaluate_and_save():
             return self._stop()
         for batch in self._batches():
-            if self._make_step(batch).stop:
+            try:
+                stop = self._make_step(batch).stop
+            except (OutOfStepError, HalfMadeUpdateError):
+                raise
+            except UserError as error:
+                self._saving.save_after(error, self._state)  # the step was not made; those before it are sound
+                raise
+            if stop:
                 return self._stop()
             if self._evaluation_is_due():
                 if not self._evaluate_and_save():
                     return self._stop()
             elif self._checkpoint_is_due():
-                self._training_step.failed_update.raise_on_all(self._log_failure)
-                self._saving.save(self._state, best=False)
+                self._training_step.failed_update.raise_on_all()
+                self._saving.save(self._state)
         return Ending.FINISHED
 
     def _batches(self) -> Iterator[Batch | UserError]:
@@ -160,8 +168,9 @@ class Trainer:
             log.info("epoch %d: the backbone %s", epoch, "is frozen" if frozen else "trains from here on")
 
     def _stop(self) -> Ending:
+        self._training_step.failed_update.raise_on_all()
+        self._saving.save(self._state)
         self._training_step.failed_update.raise_on_all(self._log_failure)
-        self._saving.save(self._state, best=False)
         return Ending.STOPPED
 
     def _report(self, result: StepResult, lr: float) -> None:
@@ -200,13 +209,13 @@ class Trainer:
 
     def _evaluate_and_save(self) -> bool:
         """Whether it came to an end; False where any rank was asked to stop meanwhile."""
-        self._training_step.failed_update.raise_on_all(self._log_failure)
+        self._training_step.failed_update.raise_on_all()
         position, stopping = self._state.position, self._config.early_stopping
         try:
             with self._progress.paused():
                 metrics = self._evaluate(position.step)
-        except PeerLostError:
-            raise  # nothing can be done together any more
+        except OutOfStepError:
+            raise
         except UserError as error:
             self._saving.save_after(error, self._state)  # the training so far is sound; a resumed run evaluates first
             raise
@@ -215,8 +224,6 @@ class Trainer:
         self._log(position.step, metrics)
         f1 = metrics[SELECTION_METRIC]
         self._progress.show(F1=f1)
-        best = f1 > position.best_f1
-        position.best_f1 = max(f1, position.best_f1)
         if position.patience_f1 < 0 or f1 > position.patience_f1 + stopping.min_delta:
             position.patience_f1, position.stale_evaluations = f1, 0
         else:
@@ -226,6 +233,6 @@ class Trainer:
             log.info("step %d: no better %s in %d evaluations; stopping early", position.step, SELECTION_METRIC, position.stale_evaluations)
         position.finished = out_of_patience or self._is_over()
         position.evaluated_step = position.step
+        self._saving.save(self._state, f1)
         self._training_step.failed_update.raise_on_all(self._log_failure)
-        self._saving.save(self._state, best)
         return True

@@ -275,7 +275,7 @@ def _json_value(value: Any) -> Any:
 def _step_of(line: bytes) -> int | None:
     try:
         step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return step if isinstance(step, int) else None
 
