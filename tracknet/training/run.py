@@ -25,12 +25,11 @@ from tracknet.training.build import (
     build_state,
     build_trainer,
     check_sources,
-    plan_steps,
-    restored_position,
 )
 from tracknet.training.checkpoint import BEST, inspect_checkpoint, linked_step, load_checkpoint, saved_steps
 from tracknet.training.farewell import leaving_with_a_word
 from tracknet.training.launch import reshard_after_forward, sharding_requested
+from tracknet.training.plan import plan_steps, restored_position
 from tracknet.training.ranks import Ranks
 from tracknet.training.restart import launcher_of
 from tracknet.training.resume import ResumePoint, check_same_run, find_own_run, find_resume
