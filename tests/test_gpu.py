@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from clips import write_games
 from small_models import small_model
+from stopped_runs import arguments_of, last_state, lines_of, train
 from test_step import TinyNetwork, make_batch
 
 from tracknet.losses import frame_losses
@@ -190,3 +192,18 @@ def test_running_out_of_memory_in_fp16_is_no_overflow():
     assert (result.micro_batch_size, result.retries, result.skipped) == (8, 2, False)
     assert scaler.get_scale() == 1024.0
     assert relative_difference(change, expected) < 0.03
+
+
+def test_an_fp16_run_goes_on_with_its_scale_after_a_stop(tmp_path):
+    clips = tmp_path / "clips"
+    write_games(clips, ["game1", "game2"], clips=2, count=10)
+    settings = ["training.precision=fp16", "training.checkpoint.every_steps=2"]
+    train(arguments_of("unet", clips, tmp_path / "whole", *settings))
+    stopped = arguments_of("unet", clips, tmp_path / "stopped", *settings)
+    train(stopped, stop_after=5)
+    train([*stopped, "--resume"])
+    assert last_state(tmp_path / "stopped")["scaler"] == last_state(tmp_path / "whole")["scaler"]
+    lines = [[line for line in lines_of(tmp_path / name) if "train/loss" in line] for name in ("whole", "stopped")]
+    for undisturbed, resumed in zip(*lines, strict=True):  # kernels of a GPU add in any order
+        assert resumed["train/loss"] == pytest.approx(undisturbed["train/loss"], rel=1e-2), resumed["step"]
+        assert resumed["train/lr"] == undisturbed["train/lr"]
