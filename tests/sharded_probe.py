@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from small_models import small_model, windows
 from torch import Tensor
-from tracknet.training.checkpoint_store import CheckpointStore
 from transformers.integrations import is_fsdp_enabled
 
 from tracknet.data.batch import Batch
@@ -31,6 +30,7 @@ from tracknet.models import TrackNetModel
 from tracknet.models.unet import UnetDecoder
 from tracknet.schema.training import AdamWConfig, LossConfig, TrainingConfig
 from tracknet.training.checkpoint import load_checkpoint
+from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.ema import Ema
 from tracknet.training.gradient import SummedLoss
 from tracknet.training.microbatch import MicroBatchSize
