@@ -1,6 +1,8 @@
 import logging
 import os
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from fault_table import PAGE, FaultTable
@@ -58,3 +60,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"written to {PAGE}")
     else:
         terminalreporter.write_line(f"not the whole set, so not written to {PAGE}")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two games of two clips of ten frames."""
+    from clips import write_games  # here, for it brings libraries that read the variable above when they are loaded
+
+    root = tmp_path_factory.mktemp("clips")
+    write_games(root, ["game1", "game2"], clips=2, count=10)
+    return root
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, check=False, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clips import write_games
 from fault_table import FaultTable
 from test_train import arguments, metrics_of, only_run
 from two_machines import FIRST_ADDRESS, Machine, two_machines
@@ -126,13 +125,6 @@ def last_step() -> int:
 def machines() -> Iterator[tuple[Machine, Machine]]:
     with two_machines() as both:
         yield both
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    write_games(root, ["game1", "game2"], clips=2, count=10)
-    return root
 
 
 @pytest.fixture(scope="module")

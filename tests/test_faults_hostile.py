@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from clips import write_games
 from fault_table import FaultTable
 from safetensors.torch import load_file, save_file
 from test_train import arguments, only_run
@@ -41,13 +40,6 @@ class Payload:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (str(self._mark), "w")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    write_games(root, ["game1", "game2"], clips=2, count=10)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -161,18 +160,6 @@ def test_each_call_that_changes_the_disk(fault: str, step: int, tmp_path: Path, 
     if not fault.startswith("kill"):
         written = {trial["call"].split("/")[-1] for trial in trials if trial["call"].startswith("write")}
         assert written == {"config.json", "state.json", "manifest.json", *(f"{name}.safetensors" for name in tensors_of(1, SMALL))}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, check=False, text=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_disk_that_is_full_at_each_page_of_each_file(small_disk: Path, faults: FaultTable) -> None:

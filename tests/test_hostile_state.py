@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clips import write_games
 from stopped_runs import arguments_of, train, with_room_for
 from test_train import arguments, only_run
 
@@ -26,13 +25,6 @@ FORMAT_1_SETTINGS = ["training.ema_decay=0.9", "model.backbone.channels=[2,4]", 
 MISSING = object()
 VALUES: list[Any] = [MISSING, None, -1, 0, 3, 2**40, 10**400, 0.5, -1e308, 1e308, True, "x", "", [], {}, [[]], {"x": 1}, [-1, 2**70]]
 Place = tuple[str | int, ...]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    write_games(root, ["game1", "game2"], clips=2, count=10)
-    return root
 
 
 @pytest.fixture(scope="module")

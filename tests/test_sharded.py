@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from clips import write_games
 from small_models import small_model
 from test_train import arguments, losses_of, only_run
 
@@ -105,13 +104,6 @@ def test_a_sharding_that_was_not_obtained_stops_the_run(monkeypatch):
     ) as raised:
         sharding.shard_with_twin(small_model("unet"), ranks, reshard_after_forward=True)
     assert "\n" not in str(raised.value)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    write_games(root, ["game1", "game2"], clips=2, count=10)
-    return root
 
 
 def test_one_process_is_not_sharded(clips, tmp_path, monkeypatch, capsys):

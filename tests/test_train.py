@@ -48,13 +48,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    write_games(root, ["game1", "game2"], clips=2, count=10)
-    return root
-
-
 def arguments(clips: Path, output: Path, *more: str) -> list[str]:
     names = ["--data", "tennis", "--model", "unet", "--training", "tennis", "--output-dir", str(output)]
     return [*names, f"data.root={clips}", *GAMES, *TINY, *more]

@@ -32,8 +32,3 @@ def same_launcher(one: object, other: object) -> bool:
             # the start time is that of the machine plus ticks, and the former moves when the clock is set
             return bool(host == other_host and pid == other_pid and abs(started - other_started) < CLOCK_SECONDS)
     return False
-
-
-def was_restarted(environ: Mapping[str, str]) -> bool:
-    """Whether the launcher has started this process again after a failure."""
-    return int(environ.get(RESTART_COUNT, "0")) > 0
