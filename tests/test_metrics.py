@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracknet.metrics import TRACKNETV2, WASB, Counts, count_outcomes
+from tracknet.metrics.outcomes import Counts, count_outcomes
+from tracknet.metrics.protocols import TRACKNETV2, WASB
 
 HD = (1280, 720)
 

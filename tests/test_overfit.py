@@ -11,7 +11,7 @@ from clips import first_frames_of_real_clip
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.formats import read_clips
 from tracknet.data.frames import FrameStore
-from tracknet.evaluation import detect
+from tracknet.evaluation.detection import detect
 from tracknet.geometry import resize_points
 from tracknet.losses import frame_losses
 from tracknet.models import build_model

@@ -16,7 +16,7 @@ from tracknet.data.build import Datasets, build_datasets
 from tracknet.data.formats import check_root
 from tracknet.data.loader import EpochLoader
 from tracknet.data.sampler import EpochBatchSampler
-from tracknet.evaluation import Preview
+from tracknet.evaluation.detection import Preview
 from tracknet.losses import frame_losses
 from tracknet.models import TrackNetModel, build_model, check_init_from, check_pretrained, load_weights_from
 from tracknet.schema.root import Config

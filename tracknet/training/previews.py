@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracknet.data.index import NO_LABEL, ClipIndex
-from tracknet.evaluation import Preview
+from tracknet.evaluation.detection import Preview
 from tracknet.geometry import resize_points
-from tracknet.metrics import TRACKNETV2, count_outcomes
+from tracknet.metrics.outcomes import count_outcomes
+from tracknet.metrics.protocols import TRACKNETV2
 from tracknet.visualize import draw_preview
 
 

@@ -12,7 +12,7 @@ import torch
 from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
-from tracknet.evaluation import Detections, Preview, count_by_game, detect, join_detections, named_scores
+from tracknet.evaluation.detection import Detections, Preview, count_by_game, detect, join_detections, named_scores
 from tracknet.models import TrackNetModel
 from tracknet.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks

@@ -14,7 +14,8 @@ from tracknet.data.index import NO_LABEL, ClipIndex
 from tracknet.errors import UserError
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
-from tracknet.metrics import PROTOCOLS, Counts, Protocol, count_outcomes
+from tracknet.metrics.outcomes import Counts, count_outcomes
+from tracknet.metrics.protocols import PROTOCOLS, Protocol
 
 
 @dataclass(frozen=True)

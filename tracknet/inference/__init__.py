@@ -1,0 +1,1 @@
+"""A trained network at work: on video, as a trajectory, in other formats."""
