@@ -44,7 +44,8 @@ def imported_packages(path: Path) -> set[str]:
 
 def test_every_imported_package_is_declared() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in project["dependencies"]}
+    optional = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    declared = {re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in [*project["dependencies"], *optional]}
     other_names = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
     imported = set().union(*(imported_packages(path) for path in (CHECKOUT / "tracknet").rglob("*.py")))
     third_party = imported - set(sys.stdlib_module_names) - {"tracknet"}
