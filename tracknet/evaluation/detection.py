@@ -15,22 +15,27 @@ from tracknet.errors import UserError
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
 from tracknet.metrics.outcomes import Counts, count_outcomes
-from tracknet.metrics.protocols import PROTOCOLS, Protocol
+from tracknet.metrics.protocols import TRAINING_PROTOCOLS, Protocol
+
+XY_DECIMALS = 3
+SCORE_DECIMALS = 6
 
 
 @dataclass(frozen=True)
 class Detections:
     """The peak of some frames of a data set, M of them.
 
+    They have the decimals that a file of predictions has, so that training, the file and the scores agree to the integer.
+
     Attributes:
         row: (M,) int64, the frames' rows in the `ClipIndex`.
-        xy_px: (M, 2) float64, original px.
-        score: (M,) float32, the peak's probability, 0 to 1.
+        xy_px: (M, 2) float64, original px, of `XY_DECIMALS` decimals.
+        score: (M,) float64, the peak's probability, 0 to 1, of `SCORE_DECIMALS` decimals.
     """
 
     row: NDArray[np.int64]
     xy_px: NDArray[np.float64]
-    score: NDArray[np.float32]
+    score: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def detect(
 
 def join_detections(parts: Sequence[Detections]) -> Detections:
     """All frames of the parts, in their order."""
-    none = Detections(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0, np.float32))
+    none = Detections(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0))
     return Detections(*(np.concatenate(columns) for columns in zip(*(astuple(part) for part in [none, *parts]), strict=True)))
 
 
@@ -105,7 +110,7 @@ def _counted(batch: Batch, xy_input: Tensor, score: Tensor, index: ClipIndex) ->
     for number in np.unique(clip_of):
         of_clip = clip_of == number
         xy_px[of_clip] = resize_points(xy[of_clip], input_wh, index.clips[number].size_wh)
-    return Detections(row, xy_px, score[batch.counted].numpy())
+    return Detections(row, np.round(xy_px, XY_DECIMALS), np.round(score[batch.counted].double().numpy(), SCORE_DECIMALS))
 
 
 def _preview(batch: Batch, window: int, logits: Tensor, xy_input: Tensor, score: Tensor) -> Preview:
@@ -120,7 +125,7 @@ def _preview(batch: Batch, window: int, logits: Tensor, xy_input: Tensor, score:
 
 
 def count_by_game(
-    index: ClipIndex, detections: Detections, threshold: float, protocols: Sequence[Protocol] = PROTOCOLS
+    index: ClipIndex, detections: Detections, threshold: float, protocols: Sequence[Protocol] = TRAINING_PROTOCOLS
 ) -> NDArray[np.int64]:
     """Outcomes of the detected frames that have a label.
 
@@ -147,7 +152,7 @@ def count_by_game(
     return counts
 
 
-def named_scores(counts: NDArray[np.int64], games: Sequence[str], protocols: Sequence[Protocol] = PROTOCOLS) -> dict[str, float]:
+def named_scores(counts: NDArray[np.int64], games: Sequence[str], protocols: Sequence[Protocol] = TRAINING_PROTOCOLS) -> dict[str, float]:
     """Counts as metrics: `val/f1_<protocol>` over all games (counts added, not scores averaged), `val/<game>/f1_<protocol>` for each.
 
     Args:

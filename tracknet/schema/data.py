@@ -7,10 +7,11 @@ from tracknet.schema.bounds import bounded
 
 @dataclass
 class SplitConfig:
-    """Names of the game folders on each side; a game never stands on both."""
+    """Names of the game folders on each side; a game never stands on two."""
 
     train_games: list[str] = field(default_factory=list)
     val_games: list[str] = field(default_factory=list)
+    test_games: list[str] = field(default_factory=list)  # for tracknet.scripts.evaluate alone; training never looks at them
 
 
 @dataclass
@@ -60,6 +61,7 @@ class SyntheticConfig:
 @dataclass
 class DataConfig:
     root: str | None = None  # folder with the games; null only with `synthetic`
+    licence: str | None = None  # of footage and labels, for the model card; null where none is known
     split: SplitConfig = field(default_factory=SplitConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)

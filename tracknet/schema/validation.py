@@ -1,6 +1,7 @@
 """What single keys cannot say about themselves: settings that contradict each other or that training cannot honour."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from tracknet.errors import ConfigError
@@ -8,6 +9,8 @@ from tracknet.schema.data import DataConfig, SplitConfig
 from tracknet.schema.model import ConvNextFpnHeatmapConfig, ModelConfig, UnetHeatmapConfig, VitHeatmapConfig
 from tracknet.schema.root import Config
 from tracknet.schema.training import SgdConfig, TrainingConfig
+
+SIDES = ("train_games", "val_games", "test_games")
 
 
 def check_config(config: Config) -> None:
@@ -32,6 +35,16 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _micro_batch(config.training)
 
 
+def check_scored_data(data: DataConfig) -> None:
+    """Refuses what an evaluation cannot honour in `data`, where the sides that it does not score may be empty.
+
+    Raises:
+        ConfigError: names the keys and what to change.
+    """
+    for message in (*_source(data), *_names(data.split)):
+        raise ConfigError(message)
+
+
 def _source(data: DataConfig) -> Iterator[str]:
     if data.root is None and data.synthetic is None:
         yield "data.root is null; give the folder that holds the games, or choose --data demo, which draws its own"
@@ -43,18 +56,24 @@ def _source(data: DataConfig) -> Iterator[str]:
 
 def _split(split: SplitConfig) -> Iterator[str]:
     for side in ("train_games", "val_games"):
-        games = getattr(split, side)
-        if not games:
+        if not getattr(split, side):
             yield f"data.split.{side} is empty; name at least one game folder"
+    yield from _names(split)
+
+
+def _names(split: SplitConfig) -> Iterator[str]:
+    for side in SIDES:
+        games = getattr(split, side)
         for game in games:
             if Path(game).name != game or game in ("", ".", ".."):
                 yield f"data.split.{side} has {game!r}, which is no folder's name; write the name alone, such as game1"
         twice = sorted({game for game in games if games.count(game) > 1})
         if twice:
             yield f"data.split.{side} names {', '.join(twice)} more than once"
-    both = sorted(set(split.train_games) & set(split.val_games))
-    if both:
-        yield f"data.split: {', '.join(both)} stands in train_games and in val_games; a game belongs to one side only"
+    for one, other in combinations(SIDES, 2):
+        both = sorted(set(getattr(split, one)) & set(getattr(split, other)))
+        if both:
+            yield f"data.split: {', '.join(both)} stands in {one} and in {other}; a game belongs to one side only"
 
 
 def _augment(data: DataConfig) -> Iterator[str]:

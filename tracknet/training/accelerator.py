@@ -10,6 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from tracknet.schema.training import TrainingConfig
 from tracknet.training.joining import CONNECT_TIMEOUT, INIT_METHOD, finish_joining
 from tracknet.training.launch import (
+    MODULE,
     ancestor_command_lines,
     check_accelerate_environment,
     check_sharding,
@@ -23,8 +24,12 @@ from tracknet.training.precision import MIXED_PRECISION, resolve_precision, supp
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
-def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
+def start_accelerator(config: TrainingConfig, module: str = MODULE) -> tuple[Accelerator, str]:
     """Joins the other processes.
+
+    Args:
+        config: for the precision.
+        module: what runs, for the command in messages.
 
     Returns:
         the accelerator, and the precision of the run: fp32, fp16 or bf16.
@@ -34,7 +39,7 @@ def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
         PeerLostError: another process has gone while this one joined.
     """
     _, world_size, local_rank, _ = world_from_environment(os.environ)
-    check_world_size(world_size, os.environ, ancestor_command_lines())
+    check_world_size(world_size, os.environ, ancestor_command_lines(), module)
     precision = resolve_precision(config, supported_precisions(_device(local_rank)))
     check_accelerate_environment(precision, os.environ)
     check_sharding(precision, world_size, os.environ)
@@ -45,7 +50,7 @@ def start_accelerator(config: TrainingConfig) -> tuple[Accelerator, str]:
         accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[joining])
         finish_joining(accelerator.device, COLLECTIVE_TIMEOUT)
     # again: without ACCELERATE_USE_CPU, --multi_gpu on a CPU sets WORLD_SIZE and yet leaves the processes unconnected
-    check_world_size(accelerator.num_processes, os.environ, ancestor_command_lines())
+    check_world_size(accelerator.num_processes, os.environ, ancestor_command_lines(), module)
     return accelerator, precision
 
 

@@ -73,7 +73,7 @@ def ancestor_command_lines() -> list[list[str]]:
     return lines
 
 
-def check_world_size(found: int, environ: Mapping[str, str], ancestors: Sequence[Sequence[str]]) -> None:
+def check_world_size(found: int, environ: Mapping[str, str], ancestors: Sequence[Sequence[str]], module: str = MODULE) -> None:
     """Refuses a world of another size than was asked for.
 
     The size asked for is TRACKNET_EXPECTED_WORLD_SIZE (launch.sh exports it), else what the nearest `accelerate launch` among the ancestors
@@ -85,6 +85,7 @@ def check_world_size(found: int, environ: Mapping[str, str], ancestors: Sequence
         found: Processes that really train together.
         environ: The environment variables of this process.
         ancestors: Command lines of the ancestors, nearest first.
+        module: What runs, for the command in the message.
 
     Raises:
         ConfigError: Names both numbers and the command that starts the number asked for on this machine.
@@ -95,11 +96,11 @@ def check_world_size(found: int, environ: Mapping[str, str], ancestors: Sequence
         cpu = request.cpu or _is_true(environ, "ACCELERATE_USE_CPU") or not _has_gpu()
         raise ConfigError(
             f"found {_processes(found)} where {expected} {'was' if expected == 1 else 'were'} expected; "
-            f"{recipe(expected, request.num_machines or 1, cpu=cpu, sharded=sharding_requested(environ))}"
+            f"{recipe(expected, request.num_machines or 1, cpu=cpu, sharded=sharding_requested(environ), module=module)}"
         )
 
 
-def recipe(num_processes: int, num_machines: int, *, cpu: bool, sharded: bool = False) -> str:
+def recipe(num_processes: int, num_machines: int, *, cpu: bool, sharded: bool = False, module: str = MODULE) -> str:
     """The commands that start `num_processes` on `num_machines` (both in total), on CPU or on GPUs, in one line."""
     config = "ACCELERATE_CONFIG=accelerate_configs/fsdp2.yaml " if sharded else ""
     variables = f"{config}{'CPU=1 ' if cpu else ''}NUM_PROCESSES={num_processes}"
@@ -113,7 +114,8 @@ def recipe(num_processes: int, num_machines: int, *, cpu: bool, sharded: bool = 
         variables += f" NUM_MACHINES={num_machines} MACHINE_RANK=R MAIN_PROCESS_IP=IP"
         options += f" --num_machines {num_machines} --machine_rank R --main_process_ip IP --main_process_port 29500"
     prefix = "ACCELERATE_USE_CPU=true " if cpu and num_processes > 1 else ""
-    return f"{where} `{variables} ./launch.sh` or `{prefix}accelerate launch {options} -m {MODULE}`"
+    script = f"`{variables} ./launch.sh` or " if module == MODULE else ""  # which trains
+    return f"{where} {script}`{prefix}accelerate launch {options} -m {module}`"
 
 
 def check_accelerate_environment(resolved_precision: str, environ: Mapping[str, str]) -> None:

@@ -191,19 +191,20 @@ def _set_paths(cfg: DictConfig, output_dir: str | Path | None) -> None:
         if value == "":
             raise ConfigError(f"{key} is empty; give a path, or null where the key may be null")
         if value is not None:
-            OmegaConf.update(cfg, key, _absolute(value, root))
+            OmegaConf.update(cfg, key, absolute(value, root))
     weights = cfg.model.pretrained_model_name
     if weights is not None and (weights.startswith(("./", "../", "~", "/")) or (root / weights).is_dir()):
-        cfg.model.pretrained_model_name = _absolute(weights, root)
+        cfg.model.pretrained_model_name = absolute(weights, root)
     if output_dir is not None and not isinstance(output_dir, str | Path):
         raise ConfigError(f"--output-dir is {shown(output_dir)}; it must be the path of a folder")
     if output_dir is not None:
         if str(output_dir) == "":
             raise ConfigError("--output-dir is empty; give a folder")
-        cfg.training.output_dir = _absolute(output_dir, Path.cwd())
+        cfg.training.output_dir = absolute(output_dir, Path.cwd())
 
 
-def _absolute(path: str | Path, base: Path) -> str:
+def absolute(path: str | Path, base: Path) -> str:
+    """A path that counts from `base`, without `..` and `~`. Raises ConfigError for the home of somebody who has none."""
     try:
         return os.path.normpath(base / Path(path).expanduser())
     except RuntimeError:  # ~somebody without a home
