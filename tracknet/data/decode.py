@@ -75,7 +75,7 @@ def read_picture(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, i
             picture = np.asarray(image.convert("RGB"))  # raises where the file is truncated; OpenCV would fill the rest with grey
     except BROKEN_PICTURE as error:
         raise _broken_picture(path, error) from error
-    return _resized(picture, size_wh)
+    return resize_picture(picture, size_wh)
 
 
 def _reduction(original_wh: tuple[int, int], size_wh: tuple[int, int]) -> int:
@@ -86,7 +86,8 @@ def _reduction(original_wh: tuple[int, int], size_wh: tuple[int, int]) -> int:
     return 1
 
 
-def _resized(picture: Frame, size_wh: tuple[int, int]) -> Frame:
+def resize_picture(picture: Frame, size_wh: tuple[int, int]) -> Frame:
+    """A picture (H, W, 3) uint8 resized to a width and height in px; itself where it has that size."""
     height, width = picture.shape[:2]
     if (width, height) == size_wh:
         return picture
@@ -113,9 +114,7 @@ def _decode_video(clip: Clip, size_wh: tuple[int, int]) -> Iterator[Frame]:
 
 
 def _video_frames(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, int]) -> Iterator[Frame]:
-    """Every frame of a video; the scaling is done by FFmpeg's swscale, several times faster than a resize afterwards."""
-    shrinks = size_wh[0] <= original_wh[0] and size_wh[1] <= original_wh[1]
-    interpolation = Interpolation.AREA if shrinks else Interpolation.BILINEAR
+    """Every frame of a video."""
     reformatter, number = VideoReformatter(), 0
     try:
         with av.open(str(path)) as container:
@@ -126,11 +125,27 @@ def _video_frames(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, 
                     raise DataError(f"{path}: frame {number} is damaged")
                 if (frame.width, frame.height) != original_wh:
                     raise DataError(f"{path}: frame {number} is {_by((frame.width, frame.height))}, but the first is {_by(original_wh)}")
-                scaled = reformatter.reformat(frame, width=size_wh[0], height=size_wh[1], format="rgb24", interpolation=interpolation)
-                yield np.asarray(scaled.to_ndarray(), dtype=np.uint8)
+                yield scaled_frame(reformatter, frame, size_wh)
                 number += 1
     except BROKEN_VIDEO as error:
         raise _broken_video(path, error) from error
+
+
+def scaled_frame(reformatter: VideoReformatter, frame: av.VideoFrame, size_wh: tuple[int, int]) -> Frame:
+    """A decoded frame of a video as RGB, (H, W, 3) uint8.
+
+    FFmpeg's swscale resizes as it changes the colours, several times faster than a resize afterwards. Training, evaluation and prediction
+    scale here, so that they see the same pixels.
+
+    Args:
+        reformatter: one per video; keeps swscale's tables.
+        frame: of any pixel format and size.
+        size_wh: the size to make, px.
+    """
+    shrinks = size_wh[0] <= frame.width and size_wh[1] <= frame.height
+    interpolation = Interpolation.AREA if shrinks else Interpolation.BILINEAR
+    scaled = reformatter.reformat(frame, width=size_wh[0], height=size_wh[1], format="rgb24", interpolation=interpolation)
+    return np.asarray(scaled.to_ndarray(), dtype=np.uint8)
 
 
 def _video_stream(path: Path, container: "av.container.InputContainer") -> "av.video.stream.VideoStream":

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,8 @@ from tracknet.errors import DataError, UserError
 
 CODE_VERSION = 1  # to be raised whenever the same source would be decoded to other pixels
 MAPS_OPEN = 128  # memory maps that a process keeps; each holds a file handle
+
+log = logging.getLogger("tracknet")
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -42,7 +45,8 @@ class FrameStore:
         self.cache_dir = cache_dir
         self.input_wh = input_wh
         self._keys: dict[Path, str] = {}  # by source; settled once, so that a file touched during the run does not matter
-        self._maps: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+        self._maps: OrderedDict[Path, NDArray[Any]] = OrderedDict()
+        self._is_writable = True  # as far as is known; so that this is said once, not for each clip
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": OrderedDict()}
@@ -55,7 +59,8 @@ class FrameStore:
         """Whether the cache holds the whole clip."""
         width, height = self.size_wh(clip)
         frames, background = self._paths(clip)
-        return _holds(frames, (clip.length, height, width, 3)) and _holds(background, (height, width, 3))
+        of_bytes = np.dtype(np.uint8)
+        return _holds(frames, (clip.length, height, width, 3), of_bytes) and _holds(background, (height, width, 3), of_bytes)
 
     def prepare(self, clip: Clip) -> None:
         """Decodes a clip into the cache unless it is there.
@@ -82,6 +87,31 @@ class FrameStore:
         """(H, W, 3), the clip's median picture; the clip has been prepared."""
         return self._map(self._paths(clip)[1])
 
+    def derived(self, clip: Clip, name: str, dtype: np.dtype[Any], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What is made from a clip's frames once and kept beside them under the same key; made anew where its file is broken.
+
+        Args:
+            clip: a prepared one.
+            name: of the content, with a version where its making may change.
+            dtype: of the array.
+            make: gives the array, (n, ...) for a clip of n frames.
+
+        Returns:
+            The array, a memory map. Where the cache cannot be written, which is said once in the log, the array itself.
+        """
+        path = self._paths(clip)[0].with_suffix(f".{name}.npy")
+        if path not in self._maps and not _holds(path, (clip.length,), dtype):
+            made = make()
+            try:
+                with self._writing(path) as file:
+                    np.save(file, made, allow_pickle=False)
+            except UserError as error:
+                if self._is_writable:
+                    log.warning("%s; going on without keeping %s", error, path.name)
+                self._is_writable = False
+                self._remember(path, made)
+        return self._map(path)
+
     def _paths(self, clip: Clip) -> tuple[Path, Path]:
         """The files of the frames and of the background."""
         if clip.source not in self._keys:
@@ -89,16 +119,19 @@ class FrameStore:
         folder, stem = self.cache_dir / "frames", f"{clip.game}-{clip.name}-{self._keys[clip.source]}"
         return folder / f"{stem}.npy", folder / f"{stem}.median.npy"
 
-    def _map(self, path: Path) -> NDArray[np.uint8]:
+    def _map(self, path: Path) -> NDArray[Any]:
         if path not in self._maps:
             try:
-                self._maps[path] = np.load(path, mmap_mode="r")
+                self._remember(path, np.load(path, mmap_mode="r"))
             except (OSError, ValueError, EOFError) as error:
                 raise DataError(f"{path}: this file of the cache is gone or broken; start again and it is made anew") from error
-            if len(self._maps) > MAPS_OPEN:
-                self._maps.popitem(last=False)
         self._maps.move_to_end(path)
         return self._maps[path]
+
+    def _remember(self, path: Path, array: NDArray[Any]) -> None:
+        self._maps[path] = array
+        if len(self._maps) > MAPS_OPEN:
+            self._maps.popitem(last=False)
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[BinaryIO]:
@@ -130,13 +163,13 @@ def _key(clip: Clip, size_wh: tuple[int, int]) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def _holds(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the file is a whole array of this shape."""
+def _holds(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether the file is a whole array whose shape begins like this."""
     try:
         stored = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return False
-    return bool(stored.shape == shape and stored.dtype == np.uint8)
+    return bool(stored.shape[: len(shape)] == shape and stored.dtype == dtype)
 
 
 def _write_array(file: BinaryIO, shape: tuple[int, ...], pieces: Iterable[NDArray[np.uint8]]) -> None:
