@@ -79,7 +79,7 @@ def hold_up(saver: BackgroundSaver, groups: Groups, pairs: int) -> None:
     step = iter(range(1, 10_000))
 
     def save() -> None:
-        saver.save(next(step), "{}", groups, {}, False)
+        saver.save(next(step), {"config.json": "{}", "README.md": ""}, groups, {}, False)
 
     copy()
     print(f"first save: {timed(save):.3f} s")
@@ -118,7 +118,7 @@ def slowdown(saver: BackgroundSaver, groups: Groups, name: str, step: Callable[[
     for number in range(rounds):
         saver.wait()
         alone = [timed(step) for _ in range(int(1 / timed(step)))]
-        saver.save(20_000 + number, "{}", groups, {}, False)
+        saver.save(20_000 + number, {"config.json": "{}", "README.md": ""}, groups, {}, False)
         beside = []
         while saver.is_busy:
             beside.append(timed(step))

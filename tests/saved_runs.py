@@ -28,8 +28,8 @@ FOREIGN = {
 }
 
 
-def model_config_of(step: int) -> str:
-    return json.dumps({"model_type": "tracknet", "step": step})
+def model_texts_of(step: int) -> dict[str, str]:
+    return {"config.json": json.dumps({"model_type": "tracknet", "step": step}), "README.md": f"# TrackNet after {step} updates\n"}
 
 
 def tensors_of(step: int, size: int) -> dict[str, dict[str, Tensor]]:
@@ -48,7 +48,7 @@ def state_of(step: int) -> dict[str, Any]:
 def save(run_folder: Path, step: int, size: int = SMALL, best: bool = False) -> Path:
     """With `keep_last=1`, as all trials do."""
     store = CheckpointStore(run_folder, keep_last=1)
-    return store.save(step, model_config_of(step), tensors_of(step, size), state_of(step), best)
+    return store.save(step, model_texts_of(step), tensors_of(step, size), state_of(step), best)
 
 
 def check_content(path: Path) -> int:
@@ -68,7 +68,8 @@ def check_content(path: Path) -> int:
             assert torch.equal(loaded.tensors[name][key], tensor), f"{path}: {name} {key} is not what was saved"
     assert loaded.state == state_of(loaded.step)
     try:
-        assert (loaded.path / "config.json").read_text() == model_config_of(loaded.step)
+        for name, text in model_texts_of(loaded.step).items():
+            assert (loaded.path / name).read_text() == text
     except FileNotFoundError as error:
         raise CheckpointError(f"{loaded.path}: pruned since it was loaded") from error
     return loaded.step

@@ -14,7 +14,7 @@ from tracknet.training.position import Position
 from tracknet.training.saved_state import PHASES
 
 NAMES = ["demo", "demo", "fast"]
-MODEL_CONFIG = "{}"
+MODEL_TEXTS = {"config.json": "{}", "README.md": "# TrackNet\n"}
 TENSORS = {"model": {"weight": torch.ones(3)}, "optimizer": {"0.exp_avg": torch.ones(2)}}
 
 

@@ -196,7 +196,7 @@ def compare(family: str, contents: str, ranks: Ranks, out: Path, frozen: bool = 
 def reloaded(side: Side, family: str, ranks: Ranks, folder: Path) -> Side:
     tensors = side.state.tensors(keep=ranks.is_main)
     state = side.state
-    ranks.on_main(lambda: CheckpointStore(folder, 1).save(2, state.model.config_json(), tensors, state.as_json(), False))
+    ranks.on_main(lambda: CheckpointStore(folder, 1).save(2, state.model_texts(), tensors, state.as_json(), False))
     fresh = Side(family, ranks, state.model.backbone_frozen)
     with torch.no_grad():
         for parameter in fresh.state.model.parameters():

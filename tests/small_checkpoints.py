@@ -10,8 +10,8 @@ from torch import Tensor
 from tracknet.training.checkpoint import load_checkpoint
 from tracknet.training.checkpoint_store import CheckpointStore
 
-MODEL_CONFIG = '{"model_type": "tracknet"}'
-FILES = ["config.json", "model.safetensors", "state.json", "optimizer.safetensors", "weights.safetensors", "manifest.json"]
+MODEL_TEXTS = {"config.json": '{"model_type": "tracknet"}', "README.md": "# TrackNet\n"}
+FILES = ["config.json", "README.md", "model.safetensors", "state.json", "optimizer.safetensors", "weights.safetensors", "manifest.json"]
 
 
 def tensors_of(step: int, size: int = 1000) -> dict[str, dict[str, Tensor]]:
@@ -24,7 +24,7 @@ def tensors_of(step: int, size: int = 1000) -> dict[str, dict[str, Tensor]]:
 
 
 def save(store: CheckpointStore, step: int, *, best: bool = False, size: int = 1000, **state: Any) -> Path:
-    return store.save(step, MODEL_CONFIG, tensors_of(step, size), {"step": step} | state, best)
+    return store.save(step, MODEL_TEXTS, tensors_of(step, size), {"step": step} | state, best)
 
 
 def assert_good(path: Path) -> int:

@@ -50,7 +50,7 @@ EVERYTHING = [
 ]
 ROOM = {1: 3, 4: 3, 9: 1}  # update: samples of the largest micro-batch that memory has room for, in the frozen phase and out of it
 OF_THE_LAUNCH = {"config", "launcher", "wandb_id"}  # in state.json
-SAVED_FILES = ("model.safetensors", "optimizer.safetensors", "weights.safetensors")
+SAVED_FILES = ("config.json", "README.md", "model.safetensors", "optimizer.safetensors", "weights.safetensors")
 
 
 def arguments_of(model: str, clips: Path, output: Path, *more: str) -> list[str]:
@@ -132,12 +132,12 @@ def last_state(output: Path) -> dict[str, Any]:
 
 
 def outcome(output: Path) -> dict[str, Any]:
-    """All that a run has come to: metrics, saved tensors by file, the rest of the state, pictures."""
+    """All that a run has come to: metrics, saved files, the rest of the state, pictures."""
     last = only_run(output / "checkpoints") / "last"
     logs = only_run(output / "logs")
     return {
         "metrics": lines_of(output),
-        "tensors": {name: (last / name).read_bytes() for name in SAVED_FILES if (last / name).exists()},
+        "files": {name: (last / name).read_bytes() for name in SAVED_FILES if (last / name).exists()},
         "state": {key: value for key, value in last_state(output).items() if key not in OF_THE_LAUNCH},
         "links": {name: (last.parent / name).readlink().name for name in ("last", "best")},
         "pictures": {path.name: path.read_bytes() for path in (logs / "previews").glob("*")},

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
-from small_checkpoints import FILES, MODEL_CONFIG, assert_good, names_in, save, tensors_of
+from small_checkpoints import FILES, MODEL_TEXTS, assert_good, names_in, save, tensors_of
 from torch import nn
 from transformers import AutoModel
 
@@ -43,6 +43,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert folder == tmp_path / "run" / "step-00000123"
     assert {p.name for p in folder.iterdir()} == {
         "config.json",
+        "README.md",
         "model.safetensors",
         "state.json",
         "optimizer.safetensors",
@@ -54,7 +55,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.state == {"step": 123} | state
     assert checkpoint.path == folder
     assert checkpoint.format_version == 2
-    assert (folder / "config.json").read_text() == MODEL_CONFIG
+    assert {name: (folder / name).read_text() for name in MODEL_TEXTS} == MODEL_TEXTS
     assert os.readlink(tmp_path / "run" / "last") == "step-00000123"
     assert not (tmp_path / "run" / "best").is_symlink()
 
@@ -73,7 +74,7 @@ def test_tensors_that_share_memory_or_are_views_survive(tmp_path: Path) -> None:
         "empty": torch.zeros(0),
         "none": torch.zeros(0),
     }
-    folder = CheckpointStore(tmp_path, 1).save(1, MODEL_CONFIG, {"model": group, "weights": group, "nothing": {}}, {}, False)
+    folder = CheckpointStore(tmp_path, 1).save(1, MODEL_TEXTS, {"model": group, "weights": group, "nothing": {}}, {}, False)
     loaded = load_checkpoint(folder).tensors
     assert loaded["nothing"] == {}
     assert all(torch.equal(loaded["weights"][name], value) for name, value in group.items())
@@ -322,7 +323,7 @@ def test_a_configuration_that_is_none_replaces_nothing(tmp_path: Path, config: s
     store = CheckpointStore(tmp_path, 1)
     save(store, 1)
     with pytest.raises(UserError, match=r"config\.json: not"):
-        store.save(2, config, tensors_of(2), {}, False)
+        store.save(2, MODEL_TEXTS | {"config.json": config}, tensors_of(2), {}, False)
     assert names_in(tmp_path) == {"step-00000001", "last"}
     assert assert_good(tmp_path / "last") == 1
 
@@ -332,11 +333,11 @@ def test_programming_errors_keep_their_type_and_leave_nothing(tmp_path: Path) ->
     with pytest.raises(ValueError, match="JSON compliant"):
         save(store, 1, loss=float("nan"))
     with pytest.raises(ValueError, match="can have the groups"):
-        store.save(1, MODEL_CONFIG, {"model": {}, "../outside": {}}, {}, False)
+        store.save(1, MODEL_TEXTS, {"model": {}, "../outside": {}}, {}, False)
     with pytest.raises(ValueError, match="can have the groups"):
-        store.save(1, MODEL_CONFIG, {"optimizer": {}}, {}, False)
+        store.save(1, MODEL_TEXTS, {"optimizer": {}}, {}, False)
     with pytest.raises(ValueError, match="complex"):
-        store.save(1, MODEL_CONFIG, {"model": {"a": torch.zeros(1, dtype=torch.complex64)}}, {}, False)
+        store.save(1, MODEL_TEXTS, {"model": {"a": torch.zeros(1, dtype=torch.complex64)}}, {}, False)
     assert names_in(tmp_path) == set()
 
 
@@ -442,14 +443,14 @@ def test_tensor_files_are_those_of_safetensors_to_the_byte(forms: dict[str, tupl
 
 def test_large_tensors_go_through_in_pieces(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, CHUNK_BYTES // 4 + 1), "b": torch.randn(CHUNK_BYTES // 2, 3).T}
-    folder = CheckpointStore(tmp_path, 1).save(1, MODEL_CONFIG, {"model": tensors}, {}, False)
+    folder = CheckpointStore(tmp_path, 1).save(1, MODEL_TEXTS, {"model": tensors}, {}, False)
     read = load_checkpoint(folder).tensors["model"]
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     expected = safetensors_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
     assert (folder / "model.safetensors").read_bytes() == expected
     tensors["a"][-1, -1] = torch.inf
     with pytest.raises(UserError, match="a holds NaN or infinity"):
-        CheckpointStore(tmp_path, 1).save(2, MODEL_CONFIG, {"model": tensors}, {}, False)
+        CheckpointStore(tmp_path, 1).save(2, MODEL_TEXTS, {"model": tensors}, {}, False)
 
 
 def test_a_disk_that_reads_back_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,9 +483,9 @@ def test_a_checkpoint_is_the_model_folder_that_transformers_would_have_written(t
     torch.manual_seed(0)
     model = build_model(config.model, config.data, (64, 32))
     nn.Module.to(model, memory_format=torch.channels_last)
-    folder = CheckpointStore(tmp_path, 1).save(1, model.config_json(), {"model": dict(model.state_dict())}, {}, False)
+    folder = CheckpointStore(tmp_path, 1).save(1, model.model_texts(), {"model": dict(model.state_dict())}, {}, False)
     model.save_pretrained(tmp_path / "own")
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "README.md", "model.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
     loaded = AutoModel.from_pretrained(folder)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())

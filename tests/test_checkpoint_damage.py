@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_checkpoints import FILES, MODEL_CONFIG, assert_good, names_in, save, tensors_of
+from small_checkpoints import FILES, MODEL_TEXTS, assert_good, names_in, save, tensors_of
 
 from tracknet.errors import UserError
 from tracknet.training.checkpoint import (
@@ -159,16 +159,16 @@ def test_a_model_that_is_not_finite_is_neither_saved_nor_loaded(tmp_path: Path, 
     tensors = tensors_of(2)
     tensors[group] |= {"odd": torch.tensor([1.0, value], dtype=dtype)}
     with pytest.raises(UserError, match="step 2 was not written: odd holds NaN or infinity; lower") as caught:
-        store.save(2, MODEL_CONFIG, tensors, {}, False)
+        store.save(2, MODEL_TEXTS, tensors, {}, False)
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path) == {"step-00000001", "last"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tracknet.training.tensor_file._all_finite", lambda *_: True)
-        store.save(2, MODEL_CONFIG, tensors, {}, False)
+        store.save(2, MODEL_TEXTS, tensors, {}, False)
     refused(tmp_path / "last", rf"{group}\.safetensors: tensor 'odd' holds NaN or infinity")
     optimizer = tensors_of(3)
     optimizer["optimizer"]["odd"] = torch.tensor(value, dtype=dtype)
-    store.save(3, MODEL_CONFIG, optimizer, {}, False)
+    store.save(3, MODEL_TEXTS, optimizer, {}, False)
     assert torch.equal(load_checkpoint(tmp_path / "last").tensors["optimizer"]["odd"].isfinite(), torch.tensor(False))
 
 

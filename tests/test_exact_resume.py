@@ -68,7 +68,7 @@ def test_the_undisturbed_run_has_all_that_carries_state(whole):
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[-1]
     assert whole["state"]["position"]["stale_evaluations"] == 3
     assert whole["state"]["ema_updates"] == STEPS
-    assert set(whole["tensors"]) == {"model.safetensors", "optimizer.safetensors", "weights.safetensors"}
+    assert set(whole["files"]) == {"README.md", "config.json", "model.safetensors", "optimizer.safetensors", "weights.safetensors"}
     assert [len({key for key in whole["keys"] if key[0] == epoch}) for epoch in range(4)] == [16] * 4
     assert len(whole["keys"]) == SEEN_AFTER[-1]
 
@@ -206,4 +206,4 @@ def test_a_run_trains_saves_and_resumes_without_pickle(clips, tmp_path, monkeypa
     train(launch, stop_after=4)
     train([*launch, "--resume"])
     assert lines_of(tmp_path)[-1]["step"] == STEPS
-    assert {path.suffix for path in (only_run(tmp_path / "checkpoints") / "last").resolve().iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (only_run(tmp_path / "checkpoints") / "last").resolve().iterdir()} == {".json", ".md", ".safetensors"}

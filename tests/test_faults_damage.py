@@ -15,7 +15,7 @@ from tracknet.training.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.faults
 
-FILES = ["config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
+FILES = ["README.md", "config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
 BYTES_PER_FILE = 40
 
 

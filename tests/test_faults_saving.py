@@ -18,7 +18,7 @@ from saved_runs import (
     SMALL,
     foreign_files_are_untouched,
     leftovers,
-    model_config_of,
+    model_texts_of,
     put_foreign_files,
     resumed_step,
     save,
@@ -62,7 +62,7 @@ def save_for_ever_in_the_background(run_folder: Path, first: int, report: int) -
         step = number // 2
         os.write(report, f"s{step}\n".encode())
         tensors = tensors_of(step, SIZEABLE)
-        saver.save(step, model_config_of(step), tensors, state_of(step), best=step % 3 == 0)
+        saver.save(step, model_texts_of(step), tensors, state_of(step), best=step % 3 == 0)
         for group in tensors.values():
             for tensor in group.values():
                 tensor.add_(1)
@@ -159,7 +159,13 @@ def test_each_call_that_changes_the_disk(fault: str, step: int, tmp_path: Path, 
         faults.record(FAULTS[fault], not trial["wrong"], f"step {step}, {number}, {trial['call']}: {trial['wrong']}")
     if not fault.startswith("kill"):
         written = {trial["call"].split("/")[-1] for trial in trials if trial["call"].startswith("write")}
-        assert written == {"config.json", "state.json", "manifest.json", *(f"{name}.safetensors" for name in tensors_of(1, SMALL))}
+        assert written == {
+            "config.json",
+            "README.md",
+            "state.json",
+            "manifest.json",
+            *(f"{name}.safetensors" for name in tensors_of(1, SMALL)),
+        }
 
 
 def test_a_disk_that_is_full_at_each_page_of_each_file(small_disk: Path, faults: FaultTable) -> None:

@@ -35,7 +35,7 @@ def test_a_saved_model_comes_back_bit_for_bit(family: str, tmp_path: Path, no_ne
     inputs = windows(2)
     logits = model(*inputs)
     model.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     for loaded in (TrackNetModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert isinstance(loaded, TrackNetModel)
         assert not loaded.training

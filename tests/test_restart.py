@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from saved_states import MODEL_CONFIG, TENSORS, saved_state
+from saved_states import MODEL_TEXTS, TENSORS, saved_state
 
 from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.restart import launcher_of, same_launcher
@@ -17,7 +17,7 @@ OWN, OTHER = ["machine", 17, 1e9], ["machine", 17, 2e9]
 
 
 def save(folder: Path, step: int, launcher: list | None) -> Path:
-    return CheckpointStore(folder, 3).save(step, MODEL_CONFIG, TENSORS, saved_state(step, launcher=launcher), False)
+    return CheckpointStore(folder, 3).save(step, MODEL_TEXTS, TENSORS, saved_state(step, launcher=launcher), False)
 
 
 def test_a_launcher_is_known_again_and_is_no_other():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from saved_states import MODEL_CONFIG, NAMES, TENSORS, change_manifest, saved_state
+from saved_states import MODEL_TEXTS, NAMES, TENSORS, change_manifest, saved_state
 from torch import nn
 from torch.optim import Optimizer
 
@@ -56,7 +56,7 @@ def make_run(
     store = CheckpointStore(folder, keep_last)
     for step in steps:
         state = saved_state(step, names=names, seed=seed, finished=finished and step == steps[-1])
-        store.save(step, MODEL_CONFIG, TENSORS, state, best=step == steps[0])
+        store.save(step, MODEL_TEXTS, TENSORS, state, best=step == steps[0])
     return folder
 
 
@@ -379,7 +379,7 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(tmp_path: Path, argumen
     train(model, optimizer, range(stop))
     tensors, rest = pack_optimizer(optimizer)
     groups = {"optimizer": tensors, "model": model.state_dict()}
-    CheckpointStore(tmp_path, 1).save(stop, MODEL_CONFIG, groups, {"optimizer": rest}, False)
+    CheckpointStore(tmp_path, 1).save(stop, MODEL_TEXTS, groups, {"optimizer": rest}, False)
     train(model, optimizer, range(stop, 10))
 
     checkpoint, other = load_checkpoint(tmp_path / "last"), Net()

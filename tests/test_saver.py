@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_checkpoints import MODEL_CONFIG, assert_good, names_in, tensors_of
+from small_checkpoints import MODEL_TEXTS, assert_good, names_in, tensors_of
 
 from tracknet.errors import UserError
 from tracknet.training.checkpoint import load_checkpoint
@@ -45,7 +45,7 @@ def saver(tmp_path: Path) -> Iterator[BackgroundSaver]:
 
 
 def save(saver: BackgroundSaver, step: int, **state: Any) -> None:
-    saver.save(step, MODEL_CONFIG, tensors_of(step), {"step": step} | state, False)
+    saver.save(step, MODEL_TEXTS, tensors_of(step), {"step": step} | state, False)
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -61,7 +61,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 def test_the_caller_goes_on_and_may_change_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saver: BackgroundSaver) -> None:
     gate = Gate(monkeypatch)
     tensors, state = tensors_of(1), {"step": 1, "deep": {"list": [1]}}
-    saver.save(1, MODEL_CONFIG, tensors, state, False)
+    saver.save(1, MODEL_TEXTS, tensors, state, False)
     assert gate.reached.wait(60)
     for group in tensors.values():
         for tensor in group.values():
@@ -155,7 +155,7 @@ def test_memory_that_runs_out_on_the_thread_is_one_line(monkeypatch: pytest.Monk
 def test_memory_that_runs_out_in_the_copy_is_one_line(tmp_path: Path, saver: BackgroundSaver) -> None:
     save(saver, 1)
     huge = torch.zeros(1).expand(2**45)  # 128 TiB
-    saver.save(2, MODEL_CONFIG, {"model": {"huge": huge}}, {}, False)
+    saver.save(2, MODEL_TEXTS, {"model": {"huge": huge}}, {}, False)
     with pytest.raises(UserError, match=r"out of memory while a checkpoint was saved: no .* GiB of host memory for the copy"):
         saver.wait()
     assert assert_good(tmp_path / "last") == 1
@@ -172,7 +172,7 @@ def test_a_state_that_json_does_not_hold_is_refused_at_once(saver: BackgroundSav
 def test_weights_that_are_not_finite_are_a_failure(saver: BackgroundSaver) -> None:
     tensors = tensors_of(1)
     tensors["model"]["layer.weight"][0, 0] = torch.nan
-    saver.save(1, MODEL_CONFIG, tensors, {}, False)
+    saver.save(1, MODEL_TEXTS, tensors, {}, False)
     with pytest.raises(UserError, match=r"layer\.weight holds NaN or infinity"):
         saver.wait()
 
@@ -199,7 +199,7 @@ from tracknet.training.saver import BackgroundSaver
 saver = BackgroundSaver(CheckpointStore(Path({str(tmp_path)!r}), 1), lambda step: print("written", step))
 real = CheckpointStore.save
 CheckpointStore.save = lambda *arguments: (time.sleep(0.5), real(*arguments))
-saver.save(1, "{{}}", {{"model": {{"a": torch.zeros(1_000_000)}}}}, {{}}, False)
+saver.save(1, {MODEL_TEXTS}, {{"model": {{"a": torch.zeros(1_000_000)}}}}, {{}}, False)
 raise SystemExit(3)
 """
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

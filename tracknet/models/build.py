@@ -1,6 +1,7 @@
 """From the run's typed configuration to a model."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from tracknet.models.configuration import TrackNetConfig
 from tracknet.models.model import TrackNetModel
 from tracknet.models.pretrained import load_backbone
 from tracknet.schema.data import DataConfig
-from tracknet.schema.model import ModelConfig, UnetHeatmapConfig, VitHeatmapConfig
+from tracknet.schema.model import ConvNextFpnHeatmapConfig, ModelConfig, UnetHeatmapConfig, VitHeatmapConfig
 
 
 def build_model(model: ModelConfig, data: DataConfig, input_wh: tuple[int, int]) -> TrackNetModel:
@@ -53,6 +54,12 @@ def _network_fields(model: ModelConfig, pretrained: PreTrainedModel | None) -> d
         return {"backbone": {"channels": list(model.backbone.channels), "blocks_per_stage": model.backbone.blocks_per_stage}}
     if isinstance(model, VitHeatmapConfig):
         config = pretrained.config if pretrained is not None else random_vit_config(model.backbone)
-        return {"backbone_config": config.to_diff_dict(), "decoder": asdict(model.decoder)}
+        return {"backbone_config": config.to_diff_dict(), "decoder": asdict(model.decoder), "pretrained": _source(model)}
     config = pretrained.config if pretrained is not None else random_convnext_config(model.backbone)
-    return {"backbone_config": config.to_diff_dict(), "fpn": asdict(model.fpn)}
+    return {"backbone_config": config.to_diff_dict(), "fpn": asdict(model.fpn), "pretrained": _source(model)}
+
+
+def _source(model: VitHeatmapConfig | ConvNextFpnHeatmapConfig) -> str | None:
+    """Where the pretrained weights are from, as a saved folder tells it to others: of a folder its name alone, not this machine's path."""
+    name = model.pretrained_model_name
+    return name if name is None or not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name

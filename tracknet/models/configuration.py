@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from tracknet.errors import ConfigError, shown
+
 
 class TrackNetConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """Architecture and input of a `TrackNetModel`.
@@ -20,7 +22,15 @@ class TrackNetConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         decoder: the ViT's decoder, keys of `model.decoder`; empty otherwise.
         fpn: ConvNeXt's pyramid, keys of `model.fpn`; empty otherwise.
         backbone_config: the transformers configuration of the ViT or ConvNeXt as a dict; null for the U-Net.
+        pretrained: the model whose weights the backbone started from, an identifier on the hub or a folder's name; null for none.
+        trained_on: `data` (name of its configuration), `licence` (of that data, or null), `train_games`, `val_games`, and `step`, the
+            updates made; null where no training run has made the folder, and in older folders.
+        detection: `threshold` (a peak at or above it is a ball, above 0 and below 1), and how it was chosen: `protocol`, `f1` there (0 to
+            1), `games`, `frames` (their number), `step` (updates made when it was). Null where none was chosen, and in older folders.
         **kwargs: fields of `PretrainedConfig`.
+
+    Raises:
+        ConfigError: `detection` or `trained_on` is something else.
     """
 
     model_type = "tracknet"
@@ -39,6 +49,9 @@ class TrackNetConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         decoder: dict[str, Any] | None = None,
         fpn: dict[str, Any] | None = None,
         backbone_config: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        trained_on: dict[str, Any] | None = None,
+        detection: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # transformers makes empty configurations to compare with, so every argument has an empty default; none describes a network.
@@ -53,6 +66,13 @@ class TrackNetConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         self.decoder = decoder or {}
         self.fpn = fpn or {}
         self.backbone_config = backbone_config
+        self.pretrained = pretrained
+        self.trained_on = trained_on
+        self.detection = detection
+        if not is_detection(detection):
+            raise ConfigError(f"config.json: detection is {shown(detection)}, not a chosen threshold; set it to null, or train again")
+        if not _is_origin(trained_on):
+            raise ConfigError(f"config.json: trained_on is {shown(trained_on)}, not the data of a run; set it to null")
         super().__init__(**kwargs)
 
     @property
@@ -65,3 +85,33 @@ class TrackNetConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         height = round(picture_hw[0] * self.heatmap_size[1] / self.input_size[1])
         width = round(picture_hw[1] * self.heatmap_size[0] / self.input_size[0])
         return max(height, 1), max(width, 1)
+
+
+def is_detection(value: object) -> bool:
+    """Whether a value out of a file can be the field `detection`."""
+    match value:
+        case None:
+            return True
+        case {
+            "threshold": float(threshold),
+            "protocol": str(),
+            "f1": float(f1),
+            "games": [*games],
+            "frames": int(frames),
+            "step": int(step),
+        }:
+            return 0 < threshold < 1 and 0 <= f1 <= 1 and _are_names(games) and frames >= 0 and step >= 0
+    return False
+
+
+def _is_origin(value: object) -> bool:
+    match value:
+        case None:
+            return True
+        case {"data": str(), "licence": str() | None, "train_games": [*train], "val_games": [*val], "step": int()}:
+            return _are_names(train) and _are_names(val)
+    return False
+
+
+def _are_names(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

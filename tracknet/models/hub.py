@@ -1,11 +1,13 @@
-"""Downloads of pretrained weights from the Hugging Face hub, with a bound on the wait where there is no network."""
+"""The Hugging Face hub: pretrained weights from it, with a bound on the wait where there is no network, and models to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from tracknet.errors import ConfigError
+from tracknet.errors import ConfigError, UserError, shown
 from tracknet.models.folder import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 
 FILES = [CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*-of-*.safetensors"]
@@ -17,6 +19,9 @@ NO_NAME = "it is neither a folder nor an identifier on the hub, which looks like
 
 # Errors of the HTTP library that this version of the client uses (httpx2, httpx): the first base of its own error.
 NETWORK_ERRORS: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError.__bases__[0])
+
+# Of a large file that fails on the way, the client makes a RuntimeError.
+UPLOAD_ERRORS: tuple[type[BaseException], ...] = (*NETWORK_ERRORS, RuntimeError)
 
 
 def download(name: str, local_files_only: bool) -> Path:
@@ -74,6 +79,33 @@ def _why_unreachable(name: str) -> str:
     except NETWORK_ERRORS as error:
         return f"the hub cannot be reached ({_first_line(error)})"
     return ""
+
+
+@contextmanager
+def upload_errors(repo_id: str) -> Iterator[None]:
+    """Within, what keeps a model from the hub is told in one line.
+
+    Raises:
+        ConfigError: `repo_id` cannot be the name of a repository.
+        UserError: the hub refuses it or cannot be reached, or a file cannot be read or written.
+    """
+    try:
+        yield
+    except HFValidationError as error:
+        raise ConfigError(f"push_to_hub: {shown(repo_id)} is no name of a repository on the hub, which looks like owner/name") from error
+    except UPLOAD_ERRORS as error:
+        cause = error if isinstance(error, NETWORK_ERRORS) else error.__cause__  # the client wraps what happens to a large file
+        if not isinstance(cause, NETWORK_ERRORS):
+            raise
+        raise UserError(f"push_to_hub: {shown(repo_id)} was not uploaded: {_reason(cause)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The cause in a few words, with what to do where the hub has refused."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status in (401, 403):
+        return f"the hub refuses access ({status}); log in with `hf auth login`, with a token that may write to it"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

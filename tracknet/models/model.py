@@ -1,6 +1,8 @@
 """The one model class: uint8 windows in, logits out, saved and loaded as a transformers folder."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +10,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from tracknet.errors import ConfigError
+from tracknet.errors import ConfigError, UserError
+from tracknet.models.card import CARD_NAME, model_card
 from tracknet.models.configuration import TrackNetConfig
-from tracknet.models.folder import loading_problem, quiet_transformers
+from tracknet.models.folder import CONFIG_NAME, loading_problem, quiet_transformers
+from tracknet.models.hub import upload_errors
 from tracknet.models.networks import HeatmapNetwork, build_network
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels / 255: what torchvision and transformers train with
@@ -23,6 +27,7 @@ class TrackNetModel(PreTrainedModel):
     config_class = TrackNetConfig
     main_input_name = "frames"
 
+    config: TrackNetConfig
     network: HeatmapNetwork
     pixel_scale: Tensor
     pixel_shift: Tensor
@@ -101,20 +106,61 @@ class TrackNetModel(PreTrainedModel):
         return (model, report) if wants_report else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """transformers' own (`config.json`, `model.safetensors`), without its progress bar and under the module's names.
+        """transformers' own (`config.json`, `model.safetensors`), with the card (`README.md`) that the configuration gives.
 
-        Left alone it writes the backbone's tensors under the names of older versions, which `load_state_dict` would not know again.
+        Without its progress bar, and under the module's names: left alone it writes the backbone's tensors under the names of older
+        versions, which `load_state_dict` would not know again.
+
+        Args:
+            save_directory: the folder; made if need be. Files of these names in it are replaced.
+            *args: to transformers.
+            **kwargs: to transformers; `save_original_format` is always false. `push_to_hub=True` sends what this call has written.
+
+        Raises:
+            ConfigError: it is a file.
+            UserError: it cannot be written, or the hub refuses or cannot be reached.
         """
+        folder = Path(save_directory)
         kwargs["save_original_format"] = False
-        with quiet_transformers():
+        if folder.is_file():
+            raise ConfigError(f"{folder} is a file; give the model a folder")
+        with quiet_transformers(), upload_errors(kwargs.get("repo_id", folder.name)) if kwargs.get("push_to_hub") else _disk_errors(folder):
             super().save_pretrained(save_directory, *args, **kwargs)
+            if (folder / CONFIG_NAME).is_file():  # transformers writes on the main process only
+                self._write_card(folder)
 
-    def config_json(self) -> str:
-        """The text of `config.json`, as `save_pretrained` writes it."""
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """transformers' own: makes the repository if need be and commits `config.json`, `model.safetensors` and `README.md`.
+
+        Args:
+            repo_id: such as `name/repo`.
+            **kwargs: to transformers: `private`, `commit_message`, `revision`, `create_pr`, `token` and others; `tags` is refused.
+
+        Returns:
+            What the hub says of the commit.
+
+        Raises:
+            ConfigError: `tags` was given.
+            UserError: the hub refuses or cannot be reached.
+        """
+        if kwargs.get("tags"):
+            raise ConfigError("push_to_hub: tags cannot be given; the card is made from config.json and has its own")
+        with upload_errors(repo_id):
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, after it has put a card of its own there: ours takes its place."""
+        self._write_card(Path(working_dir))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _write_card(self, folder: Path) -> None:
+        (folder / CARD_NAME).write_text(self.model_texts()[CARD_NAME], encoding="utf-8")
+
+    def model_texts(self) -> dict[str, str]:
+        """The texts of a model folder by file name, as `save_pretrained` writes them: `config.json` and `README.md`."""
         self.config.architectures = [type(self).__name__]
         self.config.dtype = self.dtype
-        text: str = self.config.to_json_string()
-        return text
+        return {CONFIG_NAME: self.config.to_json_string(), CARD_NAME: model_card(self.config)}
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that `freeze_backbone` holds still; the rest (input, fusion, decoder, head) always trains."""
@@ -133,6 +179,15 @@ class TrackNetModel(PreTrainedModel):
         if self.backbone_frozen:
             self.network.backbone.eval()
         return self
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Within, a file that cannot be written is told in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"the model cannot be saved to {folder}: {error.strerror or error}") from error
 
 
 AutoConfig.register("tracknet", TrackNetConfig, exist_ok=True)

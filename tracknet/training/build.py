@@ -83,6 +83,7 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks, starts_from:
 
     def build() -> TrackNetModel:
         model = build_model(config.model, config.data, datasets.input_wh)
+        model.config.trained_on = _origin(config)
         if starts_from is not None:
             load_weights_from(model, starts_from)
         return model
@@ -96,6 +97,13 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks, starts_from:
     count = sum(p.numel() for p in model.parameters())
     log.info("%s: %.2f M parameters, on %s", config.model.model_name, count / 1e6, ranks.device)
     return model
+
+
+def _origin(config: Config) -> dict[str, Any]:
+    """What a folder of the model tells of its training; see `TrackNetConfig`."""
+    data = config.data
+    games = {"train_games": list(data.split.train_games), "val_games": list(data.split.val_games)}
+    return {"data": config.runtime.data_name, "licence": data.licence, **games, "step": 0}
 
 
 def backbone_frozen_epochs(config: Config) -> float:

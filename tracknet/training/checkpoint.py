@@ -4,6 +4,7 @@ Layout of a run's folder::
 
     step-00000123/                a checkpoint
         config.json, model.safetensors    a complete model folder
+        README.md                         its card; not in older checkpoints
         state.json                        the caller's state
         optimizer.safetensors, ...        one file per group of tensors
         manifest.json                     format_version, step, the size and sha256 of each file; written last
@@ -26,6 +27,7 @@ import psutil
 from torch import Tensor
 
 from tracknet.training.manifest import (
+    CARD_FILE,
     CONFIG_FILE,
     MANIFEST_FILE,
     MODEL,
@@ -96,7 +98,7 @@ class Checkpoint:
 def inspect_checkpoint(path: Path) -> CheckpointInfo:
     """Looks a checkpoint over without reading its tensors.
 
-    Reads the manifest and the JSON files whole and compares their sha256; of the tensor files, the headers and the sizes.
+    Reads the manifest, the card and the JSON files whole and compares their sha256; of the tensor files, the headers and the sizes.
 
     Args:
         path: a checkpoint's folder, or `last` or `best` beside one.
@@ -189,11 +191,13 @@ def _format_2(folder: Path) -> tuple[CheckpointInfo, dict[str, FileRecord]]:
         if size != record.byte_count:
             raise damaged(folder / name, f"{size} bytes long, its manifest says {record.byte_count}")
     contents = {}
-    for name in (CONFIG_FILE, STATE_FILE):
-        content = read_bytes(folder / name)
-        _check_sha256(folder / name, sha256_of(content), manifest.files)
-        contents[name] = parse_json(folder / name, content)
-    return CheckpointInfo(folder, manifest.step, manifest.tensor_names, contents[STATE_FILE], 2), dict(manifest.files)
+    for name in (CARD_FILE, CONFIG_FILE, STATE_FILE):
+        if name in manifest.files:
+            contents[name] = read_bytes(folder / name)
+            _check_sha256(folder / name, sha256_of(contents[name]), manifest.files)
+    parse_json(folder / CONFIG_FILE, contents[CONFIG_FILE])
+    state = parse_json(folder / STATE_FILE, contents[STATE_FILE])
+    return CheckpointInfo(folder, manifest.step, manifest.tensor_names, state, 2), dict(manifest.files)
 
 
 def _format_1(folder: Path) -> CheckpointInfo:

@@ -17,6 +17,7 @@ from tracknet.errors import UserError
 from tracknet.training.checkpoint import BEST, LAST, LEFTOVER_NAME, MUST_BE_FINITE, inspect_checkpoint, linked_step, saved_steps
 from tracknet.training.durable import NewFile, flush, only_writer, sha256_on_disk
 from tracknet.training.manifest import (
+    CARD_FILE,
     CONFIG_FILE,
     MANIFEST_FILE,
     MODEL,
@@ -53,7 +54,7 @@ class CheckpointStore:
     def save(
         self,
         step: int,
-        model_config: str,
+        model_texts: Mapping[str, str],
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
         best: bool,
@@ -65,7 +66,7 @@ class CheckpointStore:
 
         Args:
             step: updates made.
-            model_config: text of `config.json`, a JSON object.
+            model_texts: what `config.json`, a JSON object, and `README.md` hold.
             tensors: groups of tensors by name, `model` among them; `optimizer` becomes `optimizer.safetensors`.
             state: whatever JSON holds exactly; no NaN and no infinity.
             best: whether it is the best checkpoint so far. One of a later step no longer is: it is of a future that this run, resumed
@@ -81,7 +82,8 @@ class CheckpointStore:
         others = sorted(tensors.keys() - {MODEL})
         if not is_step(step) or MODEL not in tensors or not are_tensor_names(others):
             raise ValueError(f"no checkpoint of step {step} can have the groups of tensors {sorted(tensors)}")
-        texts = {CONFIG_FILE: model_config, STATE_FILE: json.dumps(dict(state), allow_nan=False, indent=1)}
+        own_texts = {name: model_texts[name] for name in (CONFIG_FILE, CARD_FILE)}
+        texts = own_texts | {STATE_FILE: json.dumps(dict(state), allow_nan=False, indent=1)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with only_writer(self._folder):
@@ -183,7 +185,8 @@ class CheckpointStore:
             else:  # renamed first, so that a checkpoint is never seen half deleted
                 step_name, entry = entry.name, entry.rename(self._temporary("deleted", entry.name))
             ours = _files_of(entry)
-            for file in list(entry.iterdir()):
+            # the manifest last: a deletion that is cut short still knows then which card is ours
+            for file in sorted(entry.iterdir(), key=lambda file: file.name == MANIFEST_FILE):
                 if file.name in ours and not (file.is_dir() and not file.is_symlink()):
                     file.unlink()
                 else:
@@ -195,8 +198,14 @@ class CheckpointStore:
 
 
 def _files_of(checkpoint: Path) -> set[str]:
-    """The names of what TrackNet has put there; where no manifest tells it, those that each run's checkpoints have."""
+    """The names of what TrackNet has put there; where no manifest tells it, those that each run's checkpoints have.
+
+    A card is ours only where the manifest has it, or where the folder is one that was never finished: in older ones it is a user's.
+    """
     names = {MANIFEST_FILE, *file_names(["optimizer", "weights"])}
+    leftover = LEFTOVER_NAME.fullmatch(checkpoint.name)
+    if not leftover or leftover[1] != "saving":
+        names -= {CARD_FILE}
     with contextlib.suppress(UserError):
         names |= read_manifest(checkpoint).files.keys()
     return names

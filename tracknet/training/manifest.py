@@ -14,6 +14,7 @@ FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.json"
 STATE_FILE = "state.json"
+CARD_FILE = "README.md"  # not in older checkpoints
 MODEL = "model"  # the group of tensors that with config.json makes a model folder
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -66,7 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise newer_version(file, version)
     match content:
         case {"format_version": 2, "step": step, "tensors": [*names], "files": dict(files)} if (
-            is_step(step) and are_tensor_names(names) and files.keys() == set(file_names(names))
+            is_step(step) and are_tensor_names(names) and {*files, CARD_FILE} == set(file_names(names))
         ):
             return Manifest(step, tuple(names), {name: _record(file, record) for name, record in files.items()})
     raise damaged(file, "not the manifest of a TrackNet checkpoint")
@@ -79,7 +80,7 @@ def newer_version(file: Path, version: int) -> UserError:
 
 def file_names(tensor_names: Sequence[str]) -> list[str]:
     """The files of a checkpoint with these groups of tensors, its manifest apart."""
-    return [CONFIG_FILE, STATE_FILE, *(tensor_file_name(name) for name in (MODEL, *tensor_names))]
+    return [CONFIG_FILE, CARD_FILE, STATE_FILE, *(tensor_file_name(name) for name in (MODEL, *tensor_names))]
 
 
 def tensor_file_name(group: str) -> str:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from tracknet.data.build import Datasets
+from tracknet.data.leaks import log_leaks
 from tracknet.data.loader import EpochLoader
 from tracknet.errors import ConfigError, UserError
 from tracknet.schema.root import Config
@@ -109,6 +110,7 @@ def _train(cfg: DictConfig, resume: str | None, accelerator: Accelerator, precis
     _name_run(cfg, continuation, ranks)
     run, tracker = _open_run(cfg, continuation, ranks, state)
     with _recorded_ending(run, tracker, ranks) as outcome, StopRequest() as stop:
+        ranks.on_main(lambda: log_leaks(datasets))
         trainer = build_trainer(
             typed(cfg),
             _plain(cfg),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tracknet.models.configuration import is_detection
 from tracknet.training.checkpoint import STATE_FILE, CheckpointError, CheckpointInfo
 from tracknet.training.microbatch import is_saved_size
 from tracknet.training.optimizer_state import is_saved_optimizer
@@ -28,6 +29,7 @@ def check_saved_state(info: CheckpointInfo) -> None:
         "ema_updates": type(state.get("ema_updates")) is int and state["ema_updates"] >= 0,
         "micro_batch_sizes": _are_saved_sizes(state.get("micro_batch_sizes")),
         "wandb_id": _is_wandb_id(state.get("wandb_id", 0)),
+        "detection": is_detection(state.get("detection")),  # not in older checkpoints
     }
     wrong = [key for key, is_sound in sound.items() if not is_sound]
     if wrong:

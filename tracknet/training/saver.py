@@ -60,7 +60,7 @@ class BackgroundSaver:
     def save(
         self,
         step: int,
-        model_config: str,
+        model_texts: Mapping[str, str],
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
         best: bool,
@@ -75,6 +75,7 @@ class BackgroundSaver:
         self._join()
         self.check()
         self._failure = None
+        own_texts = dict(model_texts)
         own_state = json.loads(json.dumps(dict(state), allow_nan=False))
         try:
             copies = self._snapshot.take(tensors)
@@ -86,7 +87,7 @@ class BackgroundSaver:
 
         def write() -> None:
             _step_back()
-            self._store.save(step, model_config, copies, own_state, best)
+            self._store.save(step, own_texts, copies, own_state, best)
             try:
                 self._after(step)
             except UserError as error:  # the checkpoint is good

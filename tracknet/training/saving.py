@@ -49,7 +49,7 @@ class Saving:
         content = dict(self._constant) | state.as_json() | dict(self._tracking())
         tensors = state.tensors(keep=self._ranks.is_main)
         if self._ranks.is_main:
-            self._saver.save(state.position.step, state.model.config_json(), tensors, content, best)
+            self._saver.save(state.position.step, state.model_texts(), tensors, content, best)
 
     def _is_best(self, position: Position, f1: float | None) -> bool:
         if self._is_main and self._saver.settle() and self._best_f1_before is not None:

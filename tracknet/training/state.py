@@ -66,6 +66,22 @@ class TrainingState:
         """Whether each rank holds a slice of the model."""
         return self._twin is not None
 
+    @property
+    def detection(self) -> dict[str, Any] | None:
+        """The detection threshold of the last evaluation and how it was chosen, as in `TrackNetConfig`."""
+        chosen: dict[str, Any] | None = self.model.config.detection
+        return chosen
+
+    @detection.setter
+    def detection(self, chosen: dict[str, Any] | None) -> None:
+        self.model.config.detection = chosen
+
+    def model_texts(self) -> dict[str, str]:
+        """What the texts of the model's folder hold at this step, by file name."""
+        if self.model.config.trained_on:
+            self.model.config.trained_on |= {"step": self.position.step}
+        return self.model.model_texts()
+
     def gather(self) -> None:
         """Prepares `finished_model`: brings the slices of a sharded model together. All ranks call this."""
         if self._twin:
@@ -125,6 +141,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "ema_updates": self.ema.updates if self.ema else 0,
             "micro_batch_sizes": {phase: size.as_json() for phase, size in self.micro_batch_sizes.items()},
+            "detection": self.detection,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -145,6 +162,8 @@ class TrainingState:
             self.scaler.load_state_dict(dict(saved["scaler"]))
         for phase, size in saved["micro_batch_sizes"].items():
             self.micro_batch_sizes[phase].restore(size)
+        if "detection" in saved:  # not in older checkpoints
+            self.detection = saved["detection"]
 
     def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
         self._check_fits(weights)

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tracknet.data.batch import Batch
 from tracknet.data.loader import EpochLoader
 from tracknet.errors import UserError
 from tracknet.evaluation.detection import Detections, Preview, count_by_game, detect, join_detections, named_scores
+from tracknet.evaluation.diagnosis import diagnose, peak_statistics
+from tracknet.evaluation.threshold import THRESHOLD_PROTOCOL, choose_threshold, f1_at, threshold_counts
+from tracknet.metrics.protocols import TRAINING_PROTOCOLS
 from tracknet.models import TrackNetModel
 from tracknet.out_of_memory import is_out_of_memory, release_memory
 from tracknet.training.ranks import Ranks
@@ -57,7 +61,9 @@ class Validation:
         self._preview_windows = {windows[round(i * (len(windows) - 1) / max(1, previews - 1))] for i in range(previews) if windows}
 
     def __call__(self, step: int) -> dict[str, float] | None:
-        """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has. All ranks call this.
+        """Metrics after `step` updates: `val/f1_tracknetv2` and what else `named_scores` has, and the best threshold. All ranks call this.
+
+        The threshold becomes the state's `detection`, which each checkpoint from here on has in its `config.json`.
 
         Returns:
             None where any rank was asked to stop before the last batch; nothing is shown then.
@@ -73,8 +79,40 @@ class Validation:
             return None
         self._ranks.on_main(lambda: self._show_previews(step, previews))
         index = self._batches.dataset.index
-        counts = torch.from_numpy(count_by_game(index, detections, self._threshold)).to(self._ranks.device)
-        return named_scores(self._ranks.sum_(counts).cpu().numpy().astype(np.int64), index.games)
+        by_game, by_threshold, peaks = self._summed(
+            count_by_game(index, detections, self._threshold, TRAINING_PROTOCOLS),
+            threshold_counts(index, detections),
+            peak_statistics(index, detections, self._threshold),
+        )
+        if problem := diagnose(peaks):
+            log.warning("step %d: %s", step, problem)
+        chosen = choose_threshold(by_threshold)
+        self._state.detection = None if chosen is None else self._detection(chosen, by_threshold, step)
+        return named_scores(by_game, index.games, TRAINING_PROTOCOLS) | self._threshold_metrics()
+
+    def _summed(self, *counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Whole numbers of all ranks added up, each array in its shape. All ranks call this."""
+        flat = torch.from_numpy(np.concatenate([array.ravel() for array in counts])).to(self._ranks.device)
+        parts = np.split(self._ranks.sum_(flat).cpu().numpy(), np.cumsum([array.size for array in counts])[:-1])
+        return [part.reshape(array.shape) for part, array in zip(parts, counts, strict=True)]
+
+    def _detection(self, threshold: float, by_threshold: NDArray[np.int64], step: int) -> dict[str, Any]:
+        """The chosen threshold and how it was chosen; the field `detection` of `TrackNetConfig`."""
+        return {
+            "threshold": threshold,
+            "protocol": THRESHOLD_PROTOCOL.name,
+            "f1": f1_at(threshold, by_threshold),
+            "games": list(self._batches.dataset.index.games),
+            "frames": int(by_threshold[0].sum()),
+            "step": step,
+        }
+
+    def _threshold_metrics(self) -> dict[str, float]:
+        """What was chosen, as metrics; where no threshold finds a ball there is no best one."""
+        chosen = self._state.detection
+        if chosen is None:
+            return {"val/f1_at_best_threshold": 0.0}
+        return {"val/best_threshold": chosen["threshold"], "val/f1_at_best_threshold": chosen["f1"]}
 
     def _detect(self) -> tuple[Detections | None, list[Preview]]:
         """What this rank finds in its windows; None where any rank was asked to stop before the last batch. All ranks call this."""

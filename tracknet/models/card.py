@@ -1,0 +1,171 @@
+"""The model card of a saved folder: its `README.md`, which the Hugging Face hub shows. It says nothing that `config.json` does not."""
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from tracknet.models.configuration import TrackNetConfig
+
+CARD_NAME = "README.md"
+
+CODE_LICENCE = "Apache-2.0"  # LICENSE
+
+# What the hub calls the licences that this program's own goes together with: weights from data and a backbone of these are under it.
+_PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0"})
+
+# Weights of the backbones' authors: how their names on the hub begin, their licence, and where that stands.
+_BACKBONE_LICENCES = {
+    "google/vit-": ("Apache-2.0", "the models' cards"),
+    "facebook/dinov2-": ("Apache-2.0", "facebookresearch/dinov2 LICENSE"),
+    "facebook/dinov3-": ("DINOv3 License", "facebookresearch/dinov3 LICENSE.md; access is asked for on the hub"),
+    "facebook/convnext-": ("Apache-2.0", "the models' cards"),
+    "facebook/convnextv2-": ("CC-BY-NC-4.0", "facebookresearch/ConvNeXt-V2 README.md; not for commercial use"),
+}
+
+_TEXT = """---
+{front}
+---
+
+# TrackNet {architecture}
+
+Finds the ball in sports video: {frames} in, a heatmap of the ball for each of them out, at {width} x {height} px{background}.
+
+## How to use it
+
+```python
+from tracknet import BallTracker
+
+track = BallTracker.from_pretrained("path/to/this/folder").track("rally.mp4")
+```
+
+```bash
+python -m tracknet.scripts.predict --checkpoint path/to/this/folder rally.mp4 --overlay
+```
+
+## Training
+
+{training}
+
+## Score and detection threshold
+
+{score}
+
+## Licences
+
+- Code: {code_licence}.
+- Training data: {data_licence}
+- Backbone: {backbone_licence}
+"""
+
+
+def model_card(config: TrackNetConfig) -> str:
+    """The text of `README.md`: YAML front matter as the hub reads it, then Markdown. The same configuration gives the same text."""
+    width, height = config.input_size
+    return _TEXT.format(
+        front=_front_matter(config).to_yaml().strip(),
+        architecture=config.architecture,
+        frames="one frame" if config.frames == 1 else f"{config.frames} neighbouring frames",
+        width=width,
+        height=height,
+        background=", with the difference to the clip's median picture" if config.background else "",
+        training=_training(config),
+        score=_score(config),
+        code_licence=CODE_LICENCE,
+        data_licence=_data_licence(config),
+        backbone_licence=_backbone_licence(config),
+    )
+
+
+def _front_matter(config: TrackNetConfig) -> ModelCardData:
+    licence = _weights_licence(config)
+    return ModelCardData(
+        license=licence,
+        license_name=None if licence != "other" else "see-this-card",
+        license_link=None if licence != "other" else CARD_NAME,
+        library_name="tracknet",
+        pipeline_tag="object-detection",
+        tags=["tracknet", "ball-tracking", "sports", "video", config.architecture],
+        base_model=config.pretrained if config.pretrained and "/" in config.pretrained else None,
+        metrics=["f1"],
+        model_name=f"tracknet-{config.architecture}",
+        eval_results=_results(config),
+    )
+
+
+def _results(config: TrackNetConfig) -> list[EvalResult] | None:
+    """The validation score, where it is that of these very weights."""
+    chosen, origin = config.detection, config.trained_on
+    if chosen is None or origin is None or chosen["step"] != origin["step"]:
+        return None
+    return [
+        EvalResult(
+            task_type="object-detection",
+            task_name="Ball detection",
+            dataset_type=origin["data"],
+            dataset_name=f"{origin['data']}: {_listed(chosen['games'])}",
+            dataset_split="validation",
+            metric_type="f1",
+            metric_name=f"F1, protocol {chosen['protocol']}, threshold {chosen['threshold']:g} chosen on these games",
+            metric_value=round(chosen["f1"], 4),
+        )
+    ]
+
+
+def _training(config: TrackNetConfig) -> str:
+    origin = config.trained_on
+    if origin is None:
+        return "What it was trained on is not on record."
+    return (
+        f"Data `{origin['data']}`, {origin['step']} updates.\n\n"
+        f"- Trained on: {_listed(origin['train_games'])}.\n"
+        f"- Validated on: {_listed(origin['val_games'])}. No game is on both sides."
+    )
+
+
+def _score(config: TrackNetConfig) -> str:
+    chosen, origin = config.detection, config.trained_on
+    if chosen is None:
+        return "No threshold was chosen: no evaluation has found a ball, or there was none. Predictions then use 0.5."
+    text = (
+        f"F1 {chosen['f1']:.4f} at a detection threshold of {chosen['threshold']:g}, by the protocol `{chosen['protocol']}`, on"
+        f" {chosen['frames']} labelled frames of the validation games {_listed(chosen['games'])}.\n\n"
+        "The threshold is the one of 0.01, 0.02 ... 0.99 with the best F1 in the evaluation after"
+        f" {chosen['step']} updates.\nThe score is on the games that chose the threshold, and on which training chooses its best"
+        " checkpoint, so other footage may score lower."
+    )
+    if origin is not None and origin["step"] != chosen["step"]:
+        text += f"\n\nThese weights have {origin['step']} updates and were not evaluated themselves."
+    return text
+
+
+def _weights_licence(config: TrackNetConfig) -> str:
+    """As the hub names it: this program's, where the data and the backbone are known to allow that."""
+    data = config.trained_on["licence"] if config.trained_on else None
+    backbone = CODE_LICENCE if config.pretrained is None else _known_backbone(config.pretrained)[0]
+    known = {licence.lower() for licence in (data, backbone) if licence is not None}
+    return CODE_LICENCE.lower() if data and known <= _PERMISSIVE and backbone else "other"
+
+
+def _data_licence(config: TrackNetConfig) -> str:
+    if config.trained_on is None:
+        return "not on record."
+    licence, data = config.trained_on["licence"], config.trained_on["data"]
+    return f"{licence} (`{data}`)." if licence else f"none is on record for `{data}`; ask its authors before you use these weights."
+
+
+def _backbone_licence(config: TrackNetConfig) -> str:
+    name = config.pretrained
+    if name is None:
+        return "trained from random weights, so none beside the above."
+    licence, source = _known_backbone(name)
+    if licence is None:
+        return f"it started from the weights of `{name}`; see the card of `{name}`."
+    return f"it started from the weights of `{name}`, {licence} ({source})."
+
+
+def _known_backbone(name: str) -> tuple[str | None, str]:
+    """The licence of a backbone's weights and where it stands; none for those that their authors' names do not tell."""
+    found = [entry for beginning, entry in _BACKBONE_LICENCES.items() if name.startswith(beginning)]
+    return found[0] if found else (None, "")
+
+
+def _listed(games: list[str]) -> str:
+    return ", ".join(games)
