@@ -1,0 +1,209 @@
+"""A network over footage of any length: each frame goes in once, and memory stays as it is."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracknet.data.background import FRAMES_USED, frames_used, median_picture
+from tracknet.errors import UserError
+from tracknet.geometry import resize_points
+from tracknet.heatmap import decode_peaks
+from tracknet.inference.network import Network, device_of
+from tracknet.inference.source import TimedFrame
+from tracknet.inference.track import DECIMALS
+
+BATCHES_AT_ONCE = 16  # on a CPU; more would hold more frames than a block
+BLOCK_FRAMES = 300  # share one background; 10 to 12 s of video, in which a camera pans little, and 130 MB at 512x288
+
+
+@dataclass(frozen=True)
+class FrameDetection:
+    """The highest peak of one frame, whether or not it is a ball.
+
+    Attributes:
+        number: of the frame, from 0.
+        time_s: as in `TimedFrame`.
+        x: px of the frame's own original picture, to 3 decimals; its first pixel's centre is 0.
+        y: as x.
+        score: the peak's probability, 0 to 1, to 6 decimals.
+        original_wh: width and height of that picture.
+    """
+
+    number: int
+    time_s: float
+    x: float
+    y: float
+    score: float
+    original_wh: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Window:
+    """T frames that go in together; those from `answers_from` on are answered."""
+
+    frames: list[TimedFrame]
+    background: NDArray[np.uint8] | None
+    answers_from: int
+
+
+def detect_stream(frames: Iterable[TimedFrame], network: Network, batch_windows: int, answer_from: int = 0) -> Iterator[FrameDetection]:
+    """Finds the peak of every frame, in order, holding `BLOCK_FRAMES` frames at most.
+
+    Windows of T frames stand end to end, and the last one of the footage is moved back to end with it, as in an evaluation; footage
+    shorter than T repeats its last frame. The background is the median picture of 25 frames spread over the block of `BLOCK_FRAMES`
+    frames, so that footage of up to that length gives exactly what an evaluation of it gives; where it is longer, an evaluation takes one
+    median of the whole clip, and the two differ a little. Behind the last whole block the median is that of the footage's last frames.
+
+    On a CPU each batch is the work of one thread, as in an evaluation: sums that several threads share come out in another last bit.
+
+    Args:
+        frames: from number 0 on without gaps; with `answer_from`, from `first_needed` on.
+        network: what to run.
+        batch_windows: windows that go in together.
+        answer_from: number of the first frame to answer, a `resume_point`; the answers from there on are those of a run from the start.
+
+    Raises:
+        UserError: the network's output is not finite.
+    """
+    answered = (
+        window
+        for window in _windows(frames, network.config.frames, network.config.background)
+        if window.frames[window.answers_from].number >= answer_from
+    )
+    on_cpu, threads = device_of(network) == "cpu", torch.get_num_threads()
+    workers = min(threads, BATCHES_AT_ONCE) if on_cpu else 1
+    running: deque[Future[list[FrameDetection]]] = deque()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,)) as pool:
+            while batch := list(islice(answered, batch_windows)):
+                running.append(pool.submit(_answers, batch, network, batch_windows))
+                if len(running) > workers:  # so that the next frames are decoded while these are at work
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # what the pool sets holds for threads that are yet to come too
+
+
+def resume_point(frames_answered: int, network: Network, batch_windows: int) -> int:
+    """The last frame number, up to `frames_answered`, at which a batch and a block begin."""
+    unit = math.lcm(_block_windows(network), batch_windows) * network.config.frames
+    return frames_answered // unit * unit
+
+
+def first_needed(answer_from: int, network: Network) -> int:
+    """Number of the first frame that `detect_stream` must be given to go on from a `resume_point`: two blocks before it.
+
+    One for the background behind the last whole block; and that block may be the one before the last, for where T does not divide
+    `BLOCK_FRAMES`, a block looks a few frames farther than it answers.
+    """
+    return max(0, answer_from - 2 * _block_windows(network) * network.config.frames)
+
+
+def _block_windows(network: Network) -> int:
+    """Windows of a block that is not the last."""
+    return _block_frames(network.config.frames, network.config.background) // network.config.frames
+
+
+def _block_frames(window_frames: int, with_background: bool) -> int:
+    """Frames that are held until their windows are made."""
+    return max(BLOCK_FRAMES, window_frames) if with_background else window_frames
+
+
+def _windows(frames: Iterable[TimedFrame], length: int, with_background: bool) -> Iterator[_Window]:
+    """All windows in order. Frames that a whole block leaves over because T does not divide it begin the next block."""
+    block_frames = _block_frames(length, with_background)
+    held: list[TimedFrame] = []
+    before: list[TimedFrame] = []  # the last ones that windows have answered, for the window that is moved back
+    samples: list[NDArray[np.uint8]] = []  # that make the background
+    unseen = 0  # how many of those held the background does not know
+    for frame in frames:
+        # a copy: PyAV's pictures keep the whole decoded frame alive, and whoever gives arrays may use one buffer again and again
+        held.append(replace(frame, picture=frame.picture.copy()))
+        unseen += 1
+        if len(held) < block_frames:
+            continue
+        whole = len(held) - len(held) % length
+        if with_background:
+            samples, unseen = _spread(held), 0
+        yield from _end_to_end(held[:whole], length, _median(samples))
+        before, held = held[whole - length : whole], held[whole:]
+    if not held:
+        return
+    if with_background and unseen:
+        new = _spread(held) if not samples else _spread(held[-unseen:], math.ceil(FRAMES_USED * unseen / block_frames))
+        samples = [*samples, *new][-FRAMES_USED:]
+    background = _median(samples)
+    whole = len(held) - len(held) % length
+    yield from _end_to_end(held[:whole], length, background)
+    if whole < len(held):
+        last = [*before, *held][-length:]
+        answers_from = len(last) - (len(held) - whole)
+        yield _Window(last + [last[-1]] * (length - len(last)), background, answers_from)
+
+
+def _end_to_end(frames: list[TimedFrame], length: int, background: NDArray[np.uint8] | None) -> Iterator[_Window]:
+    for start in range(0, len(frames), length):
+        yield _Window(frames[start : start + length], background, answers_from=0)
+
+
+def _spread(frames: list[TimedFrame], count: int | None = None) -> list[NDArray[np.uint8]]:
+    """The pictures of some frames spread over these; without a count as many as a background takes."""
+    chosen = frames_used(len(frames)) if count is None else np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    return [frames[position].picture for position in chosen]
+
+
+def _median(samples: list[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
+    return median_picture(np.stack(samples)) if samples else None
+
+
+def _answers(windows: list[_Window], network: Network, batch_windows: int) -> list[FrameDetection]:
+    """Runs one batch and reads the peaks of the frames that its windows answer."""
+    logits = network(*_batch(windows, batch_windows))[: len(windows)]
+    height, width = windows[0].frames[0].picture.shape[:2]
+    xy_heatmap, score = decode_peaks(logits)
+    if not torch.isfinite(score).all():
+        raise UserError("the network's output is not finite; take another checkpoint of its run")
+    xy_input = resize_points(xy_heatmap.double(), (logits.shape[-1], logits.shape[-2]), (width, height)).numpy()
+    found: list[FrameDetection] = []
+    for number, window in enumerate(windows):
+        answered = range(window.answers_from, len(window.frames))
+        for position in answered:
+            frame = window.frames[position]
+            if found and frame.number <= found[-1].number:
+                continue  # a copy of the last frame, where the footage is shorter than a window
+            found.append(_detection(frame, xy_input[number, position], float(score[number, position]), (width, height)))
+    return found
+
+
+def _batch(windows: list[_Window], batch_windows: int) -> tuple[Tensor, Tensor | None]:
+    """The windows as tensors, filled up with zeros: for one shape, one computation and the same bits."""
+    height, width = windows[0].frames[0].picture.shape[:2]
+    frames = torch.zeros((batch_windows, len(windows[0].frames), 3, height, width), dtype=torch.uint8)
+    background = None if windows[0].background is None else torch.zeros((batch_windows, 3, height, width), dtype=torch.uint8)
+    for number, window in enumerate(windows):
+        for position, frame in enumerate(window.frames):
+            np.copyto(frames[number, position].numpy(), frame.picture.transpose(2, 0, 1))
+        if background is not None and window.background is not None:
+            np.copyto(background[number].numpy(), window.background.transpose(2, 0, 1))
+    return frames, background
+
+
+def _detection(frame: TimedFrame, xy_input: NDArray[np.float64], score: float, input_wh: tuple[int, int]) -> FrameDetection:
+    x, y = resize_points(xy_input, input_wh, frame.original_wh)
+    return FrameDetection(
+        number=frame.number,
+        time_s=float(np.round(frame.time_s, DECIMALS["time_s"])),
+        x=float(np.round(x, DECIMALS["x"])),
+        y=float(np.round(y, DECIMALS["y"])),
+        score=float(np.round(score, DECIMALS["score"])),
+        original_wh=frame.original_wh,
+    )
