@@ -13,6 +13,7 @@ Picture = NDArray[np.uint8]
 Point = NDArray[np.float64]
 
 FRAME_BOX_WH = (768, 432)  # the frame is scaled to fit here; the two panels beside it are half as large
+COMPARISON_BOX_WH = (640, 360)
 ZOOM = 8  # of the enlarged panel: a ball of 4 input px becomes 32 px
 TOLERANCE_PX = 4  # radius of the truth's circle where the ball is enlarged: a prediction inside counts as found (TrackNetV2)
 MARK_RADIUS = 11  # px of the large picture, where a ball to scale would be hidden by its own mark
@@ -45,12 +46,8 @@ def draw_preview(
         RGB (H', W', 3); the size depends on the frame's size alone.
     """
     truth, predicted = _point(truth_xy_input), _point(predicted_xy_input)
-    size_wh = (frame.shape[1], frame.shape[0])
-    scale = min(FRAME_BOX_WH[0] / size_wh[0], FRAME_BOX_WH[1] / size_wh[1])
-    large_wh = (2 * round(size_wh[0] * scale / 2), 2 * round(size_wh[1] * scale / 2))
-    large = np.asarray(cv2.resize(frame, large_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
-    _mark(large, truth, predicted, lambda xy: np.asarray(resize_points(xy, size_wh, large_wh), np.float64), MARK_RADIUS)
-
+    large = _large_frame(frame, truth, predicted, FRAME_BOX_WH)
+    large_wh = (large.shape[1], large.shape[0])
     panel_wh = (large_wh[0] // 2, (large_wh[1] - GAP) // 2)
     heat = _heat_panel(frame, probability, panel_wh)
     zoom = _zoom_panel(frame, truth, predicted, probability, panel_wh)
@@ -61,6 +58,33 @@ def draw_preview(
     body[-panel_wh[1] :, large_wh[0] + GAP :] = zoom
     heat_at, zoom_at = (large_wh[0] + GAP, CAPTION_HEIGHT), (large_wh[0] + GAP, canvas.shape[0] - panel_wh[1])
     return _with_text(canvas, outcome, score, title, {"heatmap": heat_at, f"x{ZOOM}": zoom_at})
+
+
+def draw_comparison(frame: Picture, *, predicted_xy_input: ArrayLike | None, truth_xy_input: ArrayLike | None) -> Picture:
+    """Draws truth and prediction in one frame, narrow enough for a telephone: the whole frame above, the ball enlarged below it.
+
+    Args:
+        frame: RGB (H, W, 3).
+        predicted_xy_input: (2,) position in px of the frame, drawn as a red cross; None where there is none.
+        truth_xy_input: (2,) position in px of the frame, drawn as a green circle; None where there is no ball.
+
+    Returns:
+        RGB (H', W', 3); the size depends on the frame's size alone.
+    """
+    truth, predicted = _point(truth_xy_input), _point(predicted_xy_input)
+    large = _large_frame(frame, truth, predicted, COMPARISON_BOX_WH)
+    zoom = _zoom_panel(frame, truth, predicted, None, (large.shape[1], large.shape[0] // 2))
+    return np.concatenate([large, np.full((GAP, large.shape[1], 3), BACKDROP, np.uint8), zoom])
+
+
+def _large_frame(frame: Picture, truth: Point | None, predicted: Point | None, box_wh: tuple[int, int]) -> Picture:
+    """The whole frame, scaled to fit into the box, sides even, with the marks."""
+    size_wh = (frame.shape[1], frame.shape[0])
+    scale = min(box_wh[0] / size_wh[0], box_wh[1] / size_wh[1])
+    large_wh = (2 * round(size_wh[0] * scale / 2), 2 * round(size_wh[1] * scale / 2))
+    large = np.asarray(cv2.resize(frame, large_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
+    _mark(large, truth, predicted, lambda xy: np.asarray(resize_points(xy, size_wh, large_wh), np.float64), MARK_RADIUS)
+    return large
 
 
 def _point(xy: ArrayLike | None) -> Point | None:
