@@ -14,6 +14,7 @@ from small_models import small_model
 
 from tracknet.evaluation import run
 from tracknet.evaluation.run import notes_on
+from tracknet.evaluation.threshold import detection_threshold
 from tracknet.models import TrackNetConfig
 from tracknet.scripts.evaluate import main
 
@@ -74,7 +75,7 @@ def test_a_model_leaves_predictions_settings_and_scores(alone: Path, model: Path
     assert len(lines) == 1 + sum(map(sum, LENGTHS.values()))
     assert {line.split(",")[3] for line in lines[1:]} == {"0", "1"}
     settings = json.loads((alone / "predictions.json").read_text())
-    assert settings["threshold"] == {"value": float(THRESHOLD), "origin": "given with --threshold"}
+    assert settings["threshold"] == {"value": float(THRESHOLD), "origin": "given"}
     assert settings["model"]["config"]["architecture"] == "unet_heatmap"
     scores = json.loads((alone / "scores.json").read_text())
     assert set(scores["protocols"]) == {
@@ -281,7 +282,7 @@ def test_the_model_s_own_threshold_counts_unless_another_is_given(
     scores = [json.loads((tmp_path / "out" / "scores.json").read_text())]
     assert main([*plain, "--threshold", "0.5"]) == 0
     said = capsys.readouterr().out
-    assert "note: threshold 0.5: given with --threshold" in said
+    assert "note: threshold 0.5: given" in said
     assert "the threshold was chosen on" not in said
     scores.append(json.loads((tmp_path / "out" / "scores.json").read_text()))
     assert scores[0]["protocols"]["wasb"]["all"]["fn"] < scores[1]["protocols"]["wasb"]["all"]["fn"]
@@ -290,7 +291,7 @@ def test_the_model_s_own_threshold_counts_unless_another_is_given(
 def test_games_of_the_training_are_said() -> None:
     origin = {"data": "tennis", "licence": None, "train_games": ["a", "b"], "val_games": ["c"], "step": 5}
     config = TrackNetConfig(trained_on=origin)
-    limit = run.detection_threshold(config, None)
+    limit = detection_threshold(config, None)
     assert limit.value == 0.5
     assert any("the model was trained on b, scored here" in note for note in notes_on(config, limit, ["b", "d"]))
     assert any("may have been selected on c, scored here" in note for note in notes_on(config, limit, ["c"]))

@@ -118,7 +118,8 @@ def test_scores_that_are_none_are_one_line(copy: Path, content: str, capsys: pyt
 def test_a_full_disk_leaves_no_page(run_folder: Path, page: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small_disk / "filler").write_bytes(bytes(small_disk_room(small_disk)))
     assert main([str(run_folder), "--output", str(small_disk / "page.html")]) == 1
-    assert "cannot write" in capsys.readouterr().err
+    assert "cannot write" in (line := capsys.readouterr().err)
+    assert "--output" in line
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 

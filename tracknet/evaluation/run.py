@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,13 +25,12 @@ from tracknet.evaluation.files import write_together
 from tracknet.evaluation.from_file import PREDICTIONS, score_file
 from tracknet.evaluation.predictions import predictions_csv, predictions_of
 from tracknet.evaluation.split import ALONE, Share, check_usable, read_split
+from tracknet.evaluation.threshold import Threshold, detection_threshold
 from tracknet.metrics.protocols import PROTOCOLS
 from tracknet.metrics.protocols import Protocol as Rule
 from tracknet.models import TrackNetConfig
 from tracknet.out_of_memory import is_out_of_memory, release_memory
 from tracknet.schema.data import DataConfig, SequenceConfig
-
-DEFAULT_THRESHOLD = 0.5  # where none was chosen
 
 
 class Network(Protocol):
@@ -47,23 +45,6 @@ class Network(Protocol):
     def __call__(self, frames: Tensor, background: Tensor | None, dropout_keys: Tensor | None = None) -> Tensor:
         """Logits (B, T, h, w) of uint8 frames (B, T, 3, H, W) and background (B, 3, H, W)."""
         ...
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A detection threshold and where it comes from, in words."""
-
-    value: float
-    origin: str
-
-
-def detection_threshold(config: TrackNetConfig, given: float | None) -> Threshold:
-    """The threshold that was asked for, else the one chosen in training, else 0.5."""
-    if given is not None:
-        return Threshold(given, "given with --threshold")
-    if config.detection is not None:
-        return Threshold(float(config.detection["threshold"]), f"chosen on {', '.join(config.detection['games'])}")
-    return Threshold(DEFAULT_THRESHOLD, "the default; none was chosen for this model")
 
 
 def detect_split(network: Network, index: ClipIndex, store: FrameStore, *, share: Share = ALONE, batch_size: int = 4) -> Detections:
@@ -200,8 +181,7 @@ def evaluate_folder(
 def notes_on(config: TrackNetConfig, threshold: Threshold, games: Sequence[str]) -> list[str]:
     """What a reader of the scores must know about threshold and games, one line each."""
     notes = [f"threshold {threshold.value:g}: {threshold.origin}"]
-    chosen_on = [] if config.detection is None or "given" in threshold.origin else config.detection["games"]
-    if shared := sorted(set(chosen_on) & set(games)):
+    if shared := sorted(set(threshold.chosen_on) & set(games)):
         notes.append(f"the threshold was chosen on {', '.join(shared)}, which are scored here: the scores are a little too good")
     trained_on = config.trained_on or {}
     for key, what in (("train_games", "the model was trained on"), ("val_games", "the checkpoint may have been selected on")):

@@ -1,5 +1,7 @@
 """Which peaks are balls: the detection threshold with the best F1 on labelled frames. Test data never goes in here."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,12 +9,42 @@ from tracknet.data.index import NO_LABEL, ClipIndex
 from tracknet.evaluation.detection import Detections
 from tracknet.metrics.outcomes import Counts, outcome_of_frames
 from tracknet.metrics.protocols import TRACKNETV2
+from tracknet.models import TrackNetConfig
 
 THRESHOLDS = np.arange(1, 100) / 100
 """What is tried: 0.01, 0.02 ... 0.99, each the float of that decimal."""
 
 THRESHOLD_PROTOCOL = TRACKNETV2
 """Under which they are compared; training selects its checkpoints by the same."""
+
+
+WITHOUT_CHOICE = 0.5
+"""The threshold of a model for which none was chosen."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A detection threshold and where it comes from.
+
+    Attributes:
+        value: a peak at or above it is a ball, 0 to 1.
+        origin: in words.
+        chosen_on: the games that chose it; empty where none did.
+    """
+
+    value: float
+    origin: str
+    chosen_on: tuple[str, ...] = ()
+
+
+def detection_threshold(config: TrackNetConfig, given: float | None) -> Threshold:
+    """The threshold that was asked for, else the one chosen in training, else 0.5."""
+    if given is not None:
+        return Threshold(given, "given")
+    if config.detection is None:
+        return Threshold(WITHOUT_CHOICE, "the default; none was chosen for this model")
+    games = tuple(config.detection["games"])
+    return Threshold(float(config.detection["threshold"]), f"chosen on {', '.join(games)} ({config.detection['protocol']})", games)
 
 
 def threshold_counts(index: ClipIndex, detections: Detections) -> NDArray[np.int64]:

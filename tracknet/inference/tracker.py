@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracknet.errors import ConfigError, shown
+from tracknet.evaluation.threshold import detection_threshold
 from tracknet.inference.array_source import ArraySource
 from tracknet.inference.network import Network, load_network
 from tracknet.inference.source import FrameSource
@@ -16,10 +17,8 @@ from tracknet.inference.stream import FrameDetection, detect_stream, first_neede
 from tracknet.inference.track import DETECTED, NO_BALL, BallTrack, TrackRow, join_tracks, track_of
 from tracknet.inference.trajectory import TUNED, TrajectorySettings, refine
 from tracknet.inference.video import open_source
-from tracknet.models import TrackNetConfig
 
 BATCH_WINDOWS = 4
-THRESHOLD_WITHOUT_CHOICE = 0.5
 
 
 class BallTracker:
@@ -48,7 +47,8 @@ class BallTracker:
         if batch_windows < 1:
             raise ConfigError(f"batch_windows {batch_windows}: must be at least 1")
         self.network = network
-        self.threshold, self.threshold_from = chosen_threshold(network.config, threshold)
+        chosen = detection_threshold(network.config, threshold)
+        self.threshold, self.threshold_from = chosen.value, chosen.origin
         self.trajectory = trajectory
         self.batch_windows = batch_windows
 
@@ -121,13 +121,3 @@ class BallTracker:
     def _row(self, found: FrameDetection) -> TrackRow:
         is_ball = found.score >= self.threshold
         return TrackRow(found.number, found.time_s, is_ball, found.x, found.y, found.score, DETECTED if is_ball else NO_BALL)
-
-
-def chosen_threshold(config: TrackNetConfig, given: float | None) -> tuple[float, str]:
-    """The detection threshold and where it comes from."""
-    if given is not None:
-        return given, "given"
-    if config.detection is not None:
-        games = ", ".join(str(game) for game in config.detection["games"])
-        return float(config.detection["threshold"]), f"chosen on {games} ({config.detection['protocol']}), in config.json"
-    return THRESHOLD_WITHOUT_CHOICE, "none was chosen for this model"

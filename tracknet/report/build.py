@@ -72,7 +72,7 @@ def write_report(run_folder: Path, evaluation: Path | None, output: Path, say: C
         shown, notes = _read_evaluation(folder, config)
     for note in notes:
         say(note)
-    write_atomically(output, render_page(history, shown, notes).encode())
+    write_atomically(output, render_page(history, shown, notes).encode(), "make room or choose another place with --output")
 
 
 def _evaluate(run_folder: Path, config: Config, folder: Path, say: Callable[[str], None]) -> None:

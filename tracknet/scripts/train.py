@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failure, 2 configuration, 75 stopped by a signal and saved
 """
 
 import argparse
-import difflib
 import logging
 import multiprocessing
 import os
@@ -18,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from tracknet.errors import ConfigError, UserError
+from tracknet.errors import UserError
+from tracknet.scripts.command import Parser, print_result
 from tracknet.training.exit_record import clear_exit_record, write_exit_record
 from tracknet.training.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED, StoppedBeforeTrainingError, stop_with_launcher, stopping_at_once
 from tracknet.utils.config import add_config_cli_arguments, cfg_from_arguments
@@ -53,16 +53,9 @@ class Ending:
         return self.code in SAVED
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as a `ConfigError` in place of a usage text and an exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options of training."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tracknet.scripts.train",
         usage="%(prog)s [options] [key=value ...]",
         description="Train a ball tracker. key=value changes one setting, such as training.optimizer.lr=1e-4.",
@@ -85,16 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     Raises:
         ConfigError: an unknown option or a wrong value of one.
     """
-    parser = build_parser()
-    known = re.findall(r"--[a-z-]+", parser.format_help())
-    arguments, overrides = parser.parse_known_args(_with_bare_resume(argv))
-    for text in overrides:
-        if text.startswith("-"):
-            name = text.split("=")[0]
-            if OVERRIDE.match(text.lstrip("-")) and "." in name:
-                raise ConfigError(f"unknown option {name}; settings are written without dashes: {text.lstrip('-')}")
-            raise ConfigError(f"unknown option {name}; did you mean {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}?")
-    return arguments, overrides
+    return build_parser().parse_with_overrides(_with_bare_resume(argv))
 
 
 def _with_bare_resume(argv: Sequence[str]) -> list[str]:
@@ -110,22 +94,6 @@ def _with_bare_resume(argv: Sequence[str]) -> list[str]:
 def speaks_for_machine() -> bool:
     """Whether this is the first process of its machine; the launchers set LOCAL_RANK."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def print_config(cfg: DictConfig) -> None:
-    """Writes the YAML to stdout; a reader that leaves early (`| head`) is no error.
-
-    Raises:
-        UserError: stdout cannot be written, such as a file on a full disk.
-    """
-    try:
-        sys.stdout.write(OmegaConf.to_yaml(cfg))
-        sys.stdout.flush()
-    except OSError as error:
-        # what is still in the buffer is written once more when the process ends; that must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise UserError(f"the configuration cannot be written to stdout: {error.strerror}") from None
 
 
 def report(ending: Ending) -> None:
@@ -160,7 +128,7 @@ def run(argv: Sequence[str]) -> Ending:
         cfg = cfg_from_arguments(arguments, overrides)
         if arguments.dry_run:
             if os.environ.get("RANK", "0") == "0":
-                print_config(cfg)
+                print_result(OmegaConf.to_yaml(cfg))
             return ending
         from tracknet.training.run import train  # here, because torch and its company take seconds that --help need not wait for
 

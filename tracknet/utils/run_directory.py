@@ -21,13 +21,19 @@ from tracknet.errors import UserError
 
 VERSIONS_OF = ("tracknet", "torch", "accelerate", "transformers", "wandb")
 PREVIEW = re.compile(r"step-(?P<step>\d{8,})-(?P<name>.+)\.jpg")
+ANOTHER_FOLDER = "free the disk or choose another folder with --output-dir or training.log_dir"
 GIT_SECONDS = 5.0  # a repository on a slow network drive must not hold up the start of a run
 
 log = logging.getLogger("tracknet")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, remedy: str = ANOTHER_FOLDER) -> None:
     """Writes beside the final name, flushes to the disk and renames, so that a reader never sees half a file.
+
+    Args:
+        path: the file; its folder is made.
+        content: all of it.
+        remedy: what the user can do where it cannot be written.
 
     Raises:
         UserError: the folder cannot be made or the file cannot be written.
@@ -46,7 +52,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(beside).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(path, error, remedy) from error
 
 
 class RunDirectory:
@@ -298,5 +304,5 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror}; free the disk or choose another folder with --output-dir or training.log_dir")
+def _cannot_write(path: Path, error: OSError, remedy: str = ANOTHER_FOLDER) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; {remedy}")
