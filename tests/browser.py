@@ -18,23 +18,23 @@ OPTIONS = (
 PROBE = """<script>
 const letters = "p, td, th, dd, dt, figcaption";
 document.querySelectorAll("details").forEach(one => one.open = true);
-addEventListener("load", () => Promise.all([...document.images].map(image => image.decode().then(() => 0, () => 1))).then(broken => {
+addEventListener("load", () => {  // the browser has all pictures by now, or has given them up
   const told = {
     pictures: document.images.length,
-    broken: broken.reduce((sum, one) => sum + one, 0),
+    broken: [...document.images].filter(image => !image.complete || image.naturalWidth === 0).length,
     width: document.documentElement.scrollWidth,
     window: innerWidth,
     smallest: Math.min(...[...document.querySelectorAll(letters)].map(e => parseFloat(getComputedStyle(e).fontSize))),
   };
   document.documentElement.setAttribute("data-told", btoa(JSON.stringify(told)));
-}));
+});
 </script></body>"""
 
 
 @dataclass(frozen=True)
 class Seen:
     pictures: int  # on the page
-    broken: int  # of them could not be decoded
+    broken: int  # of them cannot be shown
     width: int  # of the content, CSS px
     window: int  # CSS px
     smallest: float  # letters, CSS px
@@ -49,8 +49,8 @@ def open_page(page: Path, scratch: Path, width: int) -> Seen:
     copy.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
     # a window of Chromium's is at least 500 px wide; a frame in it may be narrower
     frame = scratch / f"frame-{width}.html"
-    told = "addEventListener('load', () => setTimeout(() => document.documentElement.setAttribute('data-told', "
-    told += "document.querySelector('iframe').contentDocument.documentElement.getAttribute('data-told')), 1500))"
+    told = "addEventListener('load', () => document.documentElement.setAttribute('data-told', "
+    told += "document.querySelector('iframe').contentDocument.documentElement.getAttribute('data-told')))"
     frame.write_text(f'<iframe src="{copy.name}" style="border: 0; width: {width}px; height: 2000px"></iframe><script>{told}</script>')
     command = [CHROMIUM, *OPTIONS, "--allow-file-access-from-files", f"--user-data-dir={scratch / f'profile-{width}'}"]
     command += ["--window-size=1400,2100", "--virtual-time-budget=20000", "--dump-dom", frame.as_uri()]

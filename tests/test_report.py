@@ -107,12 +107,34 @@ def test_a_folder_that_is_no_run_is_one_line(copy: Path, lacks: str, capsys: pyt
     assert not (copy / "report.html").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"protocols": 1}', "{"])
+HALF = {"protocols": {"wasb": {"all": {}}}, "games": ["game2"], "notes": [], "frames": 1, "clips": 1}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"protocols": 1}', "{", '{"protocols": {}, "games": []}', json.dumps(HALF)])
 def test_scores_that_are_none_are_one_line(copy: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "evaluation").mkdir(exist_ok=True)
     (copy / "evaluation" / "scores.json").write_text(content)
+    (copy / "evaluation" / "predictions.csv").unlink(missing_ok=True)
     assert main([str(copy), "--evaluation", str(copy / "evaluation")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "scores.json: is not what this version" in line
+    assert not (copy / "report.html").exists()
+
+
+def test_the_folder_that_one_stands_in_is_a_run_too(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    assert main(["."]) == 0
+    assert copy.name in (copy / "report.html").read_text()
+
+
+def test_an_evaluation_that_fails_for_want_of_room_makes_no_page(
+    run_folder: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run_folder, small_disk / run_folder.name, ignore=shutil.ignore_patterns("report.html", "evaluation", "previews"))
+    (small_disk / "filler").write_bytes(bytes(small_disk_room(small_disk)))
+    assert main([str(copy), "--output", str(run_folder.parent / "page.html")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    assert not (run_folder.parent / "page.html").exists()
 
 
 def test_a_full_disk_leaves_no_page(run_folder: Path, page: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from tracknet.data.frames import FrameStore, cache_root
 from tracknet.data.index import ClipIndex
 from tracknet.data.prepare import prepare_clips
-from tracknet.errors import UserError
+from tracknet.errors import ConfigError, DataError, UserError
 from tracknet.evaluation.detection import Detections
 from tracknet.evaluation.from_file import PREDICTIONS, SCORES
 from tracknet.evaluation.predictions import Predictions, fit_to_labels, read_predictions
@@ -19,7 +19,7 @@ from tracknet.evaluation.run import evaluate_folder
 from tracknet.evaluation.split import read_split
 from tracknet.inference.network import load_network
 from tracknet.report.gallery import OUTCOMES, draw_mistake, judge, map_errors, worst
-from tracknet.report.history import read_history
+from tracknet.report.history import RunHistory, read_history
 from tracknet.report.page import Evaluation, Gallery, render_page
 from tracknet.schema.data import DataConfig
 from tracknet.schema.root import Config
@@ -59,20 +59,34 @@ def write_report(run_folder: Path, evaluation: Path | None, output: Path, say: C
     Raises:
         UserError: no run, an evaluation that was asked for and is not there, or a page that cannot be written.
     """
+    run_folder = run_folder.absolute()  # a run has a name, which "." has not
     history = read_history(run_folder)
     config = typed(saved_cfg(RunDirectory(run_folder).config_file, dry_run=True))
     folder, notes = evaluation or run_folder / "evaluation", []
     if evaluation is None and not (folder / SCORES).is_file():
         try:
             _evaluate(run_folder, config, folder, say)
-        except UserError as error:  # the curves are worth a page all the same
+        except (ConfigError, DataError) as error:  # data or checkpoint are gone; the curves are worth a page all the same
             notes.append(f"There are no scores and no pictures: {' '.join(str(error).split())}")
     shown = None
     if not notes:
         shown, notes = _read_evaluation(folder, config)
     for note in notes:
         say(note)
-    write_atomically(output, render_page(history, shown, notes).encode(), "make room or choose another place with --output")
+    write_atomically(output, _rendered(history, shown, notes, folder).encode(), "make room or choose another place with --output")
+
+
+def _rendered(history: RunHistory, evaluation: Evaluation | None, notes: list[str], folder: Path) -> str:
+    try:
+        return render_page(history, evaluation, notes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if evaluation is None:
+            raise
+        raise _not_ours(folder / SCORES) from error
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(f"{path}: is not what this version of tracknet.scripts.evaluate writes; evaluate once more")
 
 
 def _evaluate(run_folder: Path, config: Config, folder: Path, say: Callable[[str], None]) -> None:
@@ -90,7 +104,7 @@ def _best_checkpoint(run_folder: Path) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise UserError(f"the run has no best checkpoint in {places[0].parent}; it has not been evaluated yet, or the folder has moved")
+    raise DataError(f"the run has no best checkpoint in {places[0].parent}; it has not been evaluated yet, or the folder has moved")
 
 
 def _read_evaluation(folder: Path, config: Config) -> tuple[Evaluation, list[str]]:
@@ -106,7 +120,7 @@ def _read_evaluation(folder: Path, config: Config) -> tuple[Evaluation, list[str
     source = Source(config.data, games, None if resize is None else (resize[0], resize[1]))
     try:
         galleries, maps = _pictures(folder / PREDICTIONS, source)
-    except UserError as error:
+    except (ConfigError, DataError) as error:
         return Evaluation(scores, [], [], about), [f"There are no pictures: {' '.join(str(error).split())}"]
     return Evaluation(scores, galleries, maps, about), []
 
@@ -117,9 +131,10 @@ def _read_scores(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a folder that tracknet.scripts.evaluate has written") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON; evaluate once more") from error
-    if not isinstance(scores, dict) or not isinstance(scores.get("protocols"), dict) or not isinstance(scores.get("games"), list):
-        raise UserError(f"{path}: is not what tracknet.scripts.evaluate writes; evaluate once more")
+        raise _not_ours(path) from error
+    kinds = {"protocols": dict, "games": list, "notes": list, "frames": int, "clips": int}
+    if not isinstance(scores, dict) or not all(isinstance(scores.get(name), kind) for name, kind in kinds.items()):
+        raise _not_ours(path)
     return scores
 
 
