@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from small_checkpoints import MODEL_TEXTS, assert_good, names_in, save, tensors_of
 from small_models import FAMILIES, HEATMAP_WH, INPUT_WH, data_config, small_model, vit
 
@@ -19,12 +20,19 @@ from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.manifest import FileRecord, Manifest, read_manifest
 
 DETECTION = {"threshold": 0.37, "protocol": "tracknetv2", "f1": 0.87654, "games": ["game8", "game10"], "frames": 731, "step": 400}
-ORIGIN = {"data": "tennis", "licence": None, "train_games": ["game1", "game2"], "val_games": ["game8", "game10"], "step": 400}
+BEFORE = {"data": "padel", "licence": "MIT", "train_games": ["p1"], "val_games": ["p2"]}
+ORIGIN: dict[str, Any] = {
+    "data": "tennis",
+    "licence": None,
+    "train_games": ["game1", "game2"],
+    "val_games": ["game8", "game10"],
+    "step": 400,
+}
 
 
 def config_of(**fields: Any) -> TrackNetConfig:
     known: dict[str, Any] = {"architecture": "vit_heatmap", "frames": 3, "background": True, "input_size": INPUT_WH}
-    known |= {"heatmap_size": HEATMAP_WH, "detection": DETECTION, "trained_on": ORIGIN}
+    known |= {"heatmap_size": HEATMAP_WH, "sigma": 2.0, "detection": DETECTION, "trained_on": ORIGIN}
     return TrackNetConfig(**known | fields)
 
 
@@ -90,6 +98,8 @@ def test_a_model_without_a_past_says_so() -> None:
         ("MIT", "facebook/dinov3-vits16-pretrain-lvd1689m", "other", "DINOv3 License"),
         ("MIT", "somebody/dinov2-tuned", "other", "see the card of `somebody/dinov2-tuned`"),
         ("MIT", "dinov2-small", "other", "see the card of `dinov2-small`"),
+        ("MIT", "/home/me/dinov2", "other", "see the card of `/home/me/dinov2`"),
+        ("MIT", "../dinov2", "other", "see the card of `../dinov2`"),
     ],
 )
 def test_the_licences_of_code_data_and_backbone_are_told_apart(licence, pretrained, expected, words) -> None:
@@ -97,15 +107,79 @@ def test_the_licences_of_code_data_and_backbone_are_told_apart(licence, pretrain
     assert front_of(config)["license"] == expected
     assert words in model_card(config)
     assert "Code: Apache-2.0." in model_card(config)
-    assert front_of(config).get("base_model") == (pretrained if pretrained and "/" in pretrained else None)
+    assert front_of(config).get("base_model") == (pretrained if pretrained and pretrained[0].isalpha() and "/" in pretrained else None)
 
 
-def test_names_from_a_file_stay_values_in_the_front_matter() -> None:
-    strange = 'x: "y"\n---\nlicense: mit #'
-    config = config_of(trained_on=ORIGIN | {"data": strange}, detection=DETECTION | {"games": [strange]})
-    data = ModelCard(model_card(config)).data
-    assert data.license == "other"
-    assert data.library_name == "tracknet"
+@pytest.mark.parametrize(
+    ("own", "before", "expected", "words"),
+    [
+        ("MIT", BEFORE, "apache-2.0", "Training data of the weights it started from: MIT (`padel`)."),
+        ("MIT", BEFORE | {"licence": "CC-BY-NC-4.0"}, "other", "started from: CC-BY-NC-4.0 (`padel`)."),
+        ("MIT", BEFORE | {"licence": None}, "other", "started from: none is on record for `padel`"),
+        (None, BEFORE, "other", "Training data: none is on record for `tennis`"),
+        ("MIT", None, "other", "started from: not on record."),
+    ],
+)
+def test_weights_that_started_from_others_are_under_the_strictest_licence(own, before, expected, words) -> None:
+    config = config_of(trained_on=ORIGIN | {"licence": own, "started_from": [BEFORE, before]})
+    text = model_card(config)
+    assert front_of(config)["license"] == expected
+    assert words in text
+    assert "Those had seen the data `padel`: trained on p1, validated on p2." in text
+    assert ("What those were trained on is not on record." in text) == (before is None)
+    assert ("trained from random weights" in text) == (before is not None)
+
+
+STRANGE = [
+    'x: "y" --- license: mit #',
+    "# <script>alert(1)</script>",
+    "![seen](https://example.org/x.png) [here](https://example.org)",
+    "*a* __b__ ~~c~~ | d | `e` ``f`` $g$ &amp; <b>h</b> \\",
+]
+
+
+def shape_and_text(text: str) -> tuple[list[str], str]:
+    """The kinds of the Markdown's parts without the plain text, which is the second value."""
+    parts = [part for block in MarkdownIt().enable("strikethrough").parse(text) for part in (block.children or [block])]
+    plain = "".join(part.content for part in parts if part.type in ("text", "text_special", "code_inline"))
+    return [part.type for part in parts if part.type not in ("text", "text_special")], plain
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_names_from_a_file_stay_text(strange: str) -> None:
+    def card_with(name: str) -> str:
+        origin = {"data": name, "licence": name, "train_games": [name], "val_games": [name]}
+        chosen = DETECTION | {"games": [name], "protocol": name}
+        return model_card(config_of(trained_on=origin | {"step": 400, "started_from": [origin]}, detection=chosen, pretrained=name))
+
+    data = ModelCard(card_with(strange)).data
+    assert (data.license, data.library_name, data.base_model) == ("other", "tracknet", None)
+    bodies = [card_with(name).split("---\n", 2)[2] for name in (strange, "plain")]
+    (shape, text), (plain_shape, plain_text) = map(shape_and_text, bodies)
+    assert shape == plain_shape
+    assert text == plain_text.replace("plain", strange)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("trained_on", ORIGIN | {key: "a\n# b"}) for key in ("data", "licence")),
+        ("trained_on", ORIGIN | {"train_games": ["a\x1b[2J"]}),
+        ("trained_on", ORIGIN | {"val_games": []}),
+        ("trained_on", ORIGIN | {"step": -1}),
+        ("trained_on", ORIGIN | {"step": True}),
+        ("trained_on", ORIGIN | {"more": 1}),
+        ("trained_on", ORIGIN | {"started_from": None}),
+        ("trained_on", ORIGIN | {"started_from": [3]}),
+        ("trained_on", ORIGIN | {"started_from": [BEFORE | {"data": "a\u2028b"}]}),
+        ("pretrained", 3),
+        ("pretrained", "a\nb"),
+    ],
+)
+def test_a_past_that_is_none_is_one_clear_line(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^config\.json: {field} is .*; set it to null$") as caught:
+        config_of(**{field: value})
+    assert str(caught.value).isprintable()
 
 
 # Where it is written

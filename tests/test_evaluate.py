@@ -5,18 +5,28 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from clips import write_clip
 from small_models import small_model
 
+from tracknet.data.frames import FrameStore, cache_root
+from tracknet.data.prepare import prepare_clips
 from tracknet.evaluation import run
+from tracknet.evaluation.detection import Detections
+from tracknet.evaluation.predictions import predictions_csv, predictions_of
 from tracknet.evaluation.run import notes_on
+from tracknet.evaluation.split import Share, read_split
 from tracknet.evaluation.threshold import detection_threshold
-from tracknet.models import TrackNetConfig
+from tracknet.models import TrackNetConfig, TrackNetModel
 from tracknet.scripts.evaluate import main
+from tracknet.utils.config.scored import scored_data
 
 SIZE = (96, 64)
 LENGTHS = {"game1": (10, 10), "game2": (8, 5)}  # 4 + 4 + 3 + 2 windows of 3 frames: 13, which 2 and 3 do not divide
@@ -105,6 +115,42 @@ def same_as_alone(processes: int, root: Path, model: Path, output: Path, alone: 
     assert scores["protocols"] == json.loads((alone / "scores.json").read_text())["protocols"]
 
 
+class Together:
+    """Ranks that are threads of this process: `gather` joins their lists, as that of `Ranks` does."""
+
+    def __init__(self, size: int) -> None:
+        self.parts: list[list[Any]] = [[] for _ in range(size)]
+        self.barrier = threading.Barrier(size, timeout=60)
+
+    def gather(self, rank: int, items: list[Any]) -> list[Any]:
+        self.parts[rank] = items
+        self.barrier.wait()
+        joined = [item for part in self.parts for item in part]
+        self.barrier.wait()  # nobody begins the next one before all have read this one
+        return joined
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])  # 9: more ranks than batches
+def test_ranks_find_together_what_one_finds_each_frame_once(root: Path, model: Path, alone: Path, size: int) -> None:
+    index, _ = read_split(scored_data("tennis", data(root)[2:]), ["game1", "game2"])
+    network = TrackNetModel.from_pretrained(model).eval()
+    store = FrameStore(cache_root(None), tuple(network.config.input_size))
+    prepare_clips(index.clips, store, "stop", (0, 1), lambda items: items)
+    together = Together(size)
+
+    def of_rank(rank: int) -> Detections:
+        share = Share(rank, size, 0, 1, partial(together.gather, rank))
+        return run.detect_split(network, index, store, share=share, batch_size=2)
+
+    with ThreadPoolExecutor(size) as pool:
+        found = list(pool.map(of_rank, range(size)))
+    expected = (alone / "predictions.csv").read_text()
+    for detections in found:
+        assert detections.row.tolist() == list(range(len(index)))
+        assert predictions_csv(predictions_of(index, detections, float(THRESHOLD))) == expected
+
+
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(root: Path, model: Path, tmp_path: Path, alone: Path) -> None:
     same_as_alone(2, root, model, tmp_path, alone)
 
@@ -147,7 +193,7 @@ def test_perfect_predictions_of_another_program_score_100(root: Path, tmp_path: 
                 rows.append(f"Clip{number},{game},{frame},1,{y},{x},")
     file = tmp_path / "theirs.csv"
     file.write_text("\r\n".join(rows))
-    assert main(["--predictions", str(file), *data(root), "--protocol", "wasb", "totnet"]) == 0
+    assert main(["--predictions", str(file), *data(root), "--protocol", "wasb", "totnet", "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "scores.json").read_text())["protocols"]
     assert set(found) == {"wasb", "totnet"}
     assert all(entry["all"]["tp"] == 33 and entry["all"]["f1"] == 1 and entry["all"]["ap"] is None for entry in found.values())
@@ -177,7 +223,7 @@ def test_wrong_options_are_one_line(root: Path, model: Path, alone: Path, tmp_pa
     assert "give either --checkpoint FOLDER or --predictions FILE" in refusal(capsys, 2, *place)
     assert "not both" in refusal(capsys, 2, "--checkpoint", str(model), "--predictions", file, *place)
     assert "exclude each other" in refusal(capsys, 2, "--predictions", file, "--threshold", "0.5", *place)
-    assert "protocol wasp does not exist; choose from wasb" in refusal(capsys, 2, "--predictions", file, *place, "--protocol", "wasp")
+    assert "protocol 'wasp' does not exist; choose from wasb" in refusal(capsys, 2, "--predictions", file, *place, "--protocol", "wasp")
     assert "did you mean --protocol?" in refusal(capsys, 2, "--predictions", file, "--protocl", "wasb")
     assert "written without dashes: data.root=x" in refusal(capsys, 2, "--predictions", file, "--data.root=x")
     assert "--threshold" in refusal(capsys, 2, "--checkpoint", str(model), "--threshold", "1.5")
@@ -188,6 +234,20 @@ def test_wrong_options_are_one_line(root: Path, model: Path, alone: Path, tmp_pa
     assert "no folder" in refusal(capsys, 2, "--predictions", file, "data.root=/nowhere")
     assert "game7" in refusal(capsys, 2, "--predictions", file, *place, "data.split.val_games=[game7]")
     assert "cannot be read" in refusal(capsys, 2, "--predictions", str(tmp_path / "none.csv"), *place)
+    for option in ("--output", "--predictions", "--checkpoint"):
+        assert f"{option}: it is empty" in refusal(capsys, 2, option, "", *place)
+    assert "'x' must be a whole number from 0 on" in refusal(capsys, 2, "--predictions", file, "--seed", "x")
+    assert "protocol '' does not exist" in refusal(capsys, 2, "--predictions", file, *place, "--protocol", "")
+
+
+def test_scores_of_a_file_have_their_own_folder_unless_told(
+    root: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (alone / "scores.json").read_bytes()
+    assert main(["--predictions", str(alone / "predictions.csv"), *data(root), "--protocol", "wasb"]) == 0
+    assert (tmp_path / f"outputs/evaluation/{alone.name}-predictions/tennis-val/scores.json").is_file()
+    assert (alone / "scores.json").read_bytes() == before
 
 
 def test_a_wrong_model_is_one_line_and_leaves_nothing(root: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

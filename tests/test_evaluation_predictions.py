@@ -106,6 +106,9 @@ def test_other_programs_write_it_otherwise(tmp_path: Path) -> None:
         ("g,c,0,1,1,inf,0.5", "p.csv:2: y is 'inf'"),
         ("g,c,0,1,1,2,high", "p.csv:2: score is 'high'"),
         ("g,c,0,1,1_0,2,", "p.csv:2: x is '1_0'"),
+        ("g,c,0,1,1e308,2,", "p.csv:2: x is '1e308'; it must be in px"),
+        ("g,c,0,1,\u0661,2,", "p.csv:2: x is"),
+        (",,,,,,\ng,c,0,2,1,2,", "p.csv:3: visible is '2'"),
         ("g,c,0,1,,,0.5", "p.csv:2: is visible but has no x and y"),
         ("g,c,0,1,1,,0.5", "p.csv:2: has one of x and y"),
         (",c,0,1,1,2,0.5", "p.csv:2: game is ''"),
@@ -126,6 +129,8 @@ def test_a_wrong_value_names_its_line(tmp_path: Path, row: str, said: str) -> No
         (b"", "has no column game"),
         (b"game,clip,frame,visible,x,y\n", "has no column score"),
         (b"game,clip,frame,visible,x,y,score,x\n", "has the column x twice"),
+        (b"game;clip;frame;visible;x;y;score\n", "separated by commas"),
+        (b"game\tclip\tframe\n", "separated by commas"),
         (b"\xff\xfe\x00\x01", "UTF-8"),
         (b"game,clip,frame,visible,x,y,score\ng,\xff,0,0,,,\n", "UTF-8"),
     ],
@@ -163,6 +168,9 @@ def test_rows_that_count_from_one_do_not_pass(tmp_path: Path) -> None:
     path = write(tmp_path, *rows_of("Clip1", range(1, 4)))
     with pytest.raises(DataError, match="frame 0 of game1/Clip1"):
         fit_to_labels(read_predictions(path), index_of(3), path)
+    path = write(tmp_path, *rows_of("Clip1", range(1, 4)))
+    with pytest.raises(DataError, match="frames count from 0 within a clip"):
+        fit_to_labels(read_predictions(path), index_of(3), path)
     path = write(tmp_path, *rows_of("Clip1", range(4)))
     with pytest.raises(DataError, match="game1/Clip1 has 3 frames, but a row for frame 3"):
         fit_to_labels(read_predictions(path), index_of(3), path)
@@ -191,6 +199,11 @@ def test_a_set_of_files_is_written_whole_or_not_at_all(small_disk: Path) -> None
     write_together({small_disk / "a": "new", small_disk / "folder" / "b": "x"})
     assert (small_disk / "a").read_text() == "new"
     assert (small_disk / "folder" / "b").read_text() == "x"
+    with pytest.raises(UserError):
+        write_together({small_disk / "b": "x" * 2_000_000}, outdated=[small_disk / "a"])
+    assert (small_disk / "a").read_text() == "new"
+    write_together({small_disk / "b": "x"}, outdated=[small_disk / "a"])
+    assert not (small_disk / "a").exists()
 
 
 def test_a_file_where_the_folder_should_be_is_one_line(tmp_path: Path) -> None:

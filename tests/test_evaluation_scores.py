@@ -10,7 +10,7 @@ import pytest
 from tracknet.data.index import Clip, ClipIndex, LabelledClip, join_clips
 from tracknet.evaluation.detection import Detections, count_by_game
 from tracknet.evaluation.predictions import ClipPredictions, Predictions, predictions_of
-from tracknet.evaluation.scores import score
+from tracknet.evaluation.scores import _intervals, score
 from tracknet.evaluation.table import scores_table
 from tracknet.metrics.protocols import PROTOCOLS, TRACKNETV2, TRACKNETV2_X3, TRAINING_PROTOCOLS, WASB
 
@@ -90,6 +90,29 @@ def test_three_times_each_frame_but_at_the_ends(planted) -> None:
     found = score(*planted, [TRACKNETV2_X3])["protocols"]["tracknetv2-x3"]
     # game1: frames 0 to 3 weigh 1, 2, 3, 2; game2 is one window, each frame once
     assert counts(found["all"]) == (1 + 2 + 1, 3, 2, 1, 1)
+
+
+def test_x3_ranks_and_measures_by_the_weights() -> None:
+    index = join_clips([clip_of("game1", "Clip1", [1, 1, 1, 1, 1])])
+    found = Predictions({"game1/Clip1": answers((0, 0.9), (50, 0.8), (1, 0.7), (None, math.nan), (None, math.nan))})
+    entry = score(found, index, [TRACKNETV2_X3])["protocols"]["tracknetv2-x3"]["all"]
+    # weights 1, 2, 3, 2, 1: nine balls; precision 1/1, then 4/6: 1/9 * 1 + 3/9 * 4/6
+    assert entry["ap"] == pytest.approx(1 / 9 + 3 / 9 * 4 / 6)
+    assert entry["error_px"]["median"] == 1  # of 0, 1, 1, 1
+
+
+def test_a_protocol_that_counts_no_frame_has_no_score() -> None:
+    index = join_clips([clip_of("game1", "Clip1", [1, 1]), clip_of("game2", "Clip1", [1, 1, 1])])
+    found = score(Predictions({"game1/Clip1": answers(*[(0, 0.9)] * 2), "game2/Clip1": answers(*[(0, 0.9)] * 3)}), index, [TRACKNETV2_X3])
+    entry = found["protocols"]["tracknetv2-x3"]["games"]["game1"]
+    assert counts(entry) == (0, 0, 0, 0, 0)
+    assert {entry[name] for name in ("precision", "recall", "f1", "accuracy", "ap", "error_px")} == {None}
+    assert " - " in scores_table(found)
+
+
+def test_a_draw_in_which_a_score_is_not_defined_does_not_count_as_0() -> None:
+    found = _intervals(TRACKNETV2, np.array([[50, 0, 0, 0, 0], [0, 0, 0, 30, 0]]), 0)
+    assert found == {"f1": [1, 1], "precision": [1, 1], "recall": [1, 1]}
 
 
 def test_the_scores_are_those_of_training(planted) -> None:

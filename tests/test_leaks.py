@@ -216,7 +216,7 @@ def test_a_line_names_the_clips_the_frames_and_the_games_to_move(tmp_path: Path,
     lines = find_leaks(train, val)
     assert lines == [
         "data.split: 45 of 45 frames of copy/Clip7 (val_games) are copies or close neighbours of frames of b/1 (train_games), such as"
-        " frame 0 of its frame 5; move copy to train_games, or b to val_games"
+        " frame 0, which is its frame 5; move copy to train_games, or b to val_games"
     ]
 
 
@@ -224,15 +224,32 @@ def test_the_log_warns_in_few_lines_or_says_that_all_is_well(tmp_path: Path, foo
     caplog.set_level(logging.INFO, "tracknet")
     train = dataset_of(tmp_path, of_game(footage, "a", "b"))
     log_leaks(Datasets(train, dataset_of(tmp_path / "c", of_game(footage, "c")), SIZE_WH, []))
-    assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert "none of the 180 validation frames was found among the 360 of training" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert "comparing 180 validation frames with 360 training frames" in caplog.text
+    assert "no copies found" in caplog.text
     caplog.clear()
     many = {f"copy/{n}": frames[first : first + 15] for n, frames in enumerate(of_game(footage, "a").values()) for first in (0,)}
     many |= {f"copy/{n}-{first}": footage[f"a/{n}"][first : first + 15] for n in range(3) for first in (15, 30, 45)}
-    log_leaks(Datasets(train, dataset_of(tmp_path / "d", many), SIZE_WH, []))
-    assert {record.levelname for record in caplog.records} == {"WARNING"}
-    assert len(caplog.records) == leaks.LINES_LOGGED + 1
+    assert log_leaks(Datasets(train, dataset_of(tmp_path / "d", many), SIZE_WH, [])) == 12
+    assert {record.levelname for record in caplog.records[1:]} == {"WARNING"}
+    assert len(caplog.records) == leaks.LINES_LOGGED + 2
     assert "12 of 12 validation clips hold footage that is in training too (10 are listed)" in caplog.records[-1].getMessage()
+
+
+def test_a_few_shared_pictures_are_no_reason_to_move_games(tmp_path: Path, footage: Footage) -> None:
+    frames = footage["a/0"].copy()
+    frames[[4, 20, 41]] = footage["b/1"][[50, 7, 31]]
+    lines = find_leaks(dataset_of(tmp_path, {"t/1": footage["b/1"]}), dataset_of(tmp_path / "val", {"v/1": frames}))
+    assert len(lines) == 1
+    assert lines[0].endswith("; a few pictures, such as a title, are on both sides")
+
+
+@pytest.mark.parametrize("asked", [1, 4, 8])
+def test_the_search_ends_between_clips_when_asked(tmp_path: Path, footage: Footage, asked: int) -> None:
+    datasets = Datasets(dataset_of(tmp_path, footage), dataset_of(tmp_path / "v", {"copy/1": footage["a/1"]}), SIZE_WH, [])
+    answers = iter([False] * (asked - 1) + [True])
+    assert log_leaks(datasets, lambda: next(answers)) == 0
+    assert next(answers, None) is None
 
 
 def test_real_files_through_the_cache(tmp_path: Path) -> None:
@@ -272,12 +289,16 @@ def test_damaged_fingerprints_are_made_anew(tmp_path: Path, footage: Footage, da
 
 
 def test_a_cache_that_cannot_be_written_is_said_once_and_hides_no_leak(
-    tmp_path: Path, footage: Footage, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, footage: Footage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     train, val = dataset_of(tmp_path / "file" / "cache", of_game(footage, "a")), dataset_of(tmp_path / "val", {"copy/1": footage["a/1"]})
     assert len(find_leaks(train, val)) == 1
     assert caplog.text.count("data.cache_dir: cannot write") == 1
+    monkeypatch.setattr(fingerprint, "make_thumbnails", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr(FrameStore, "_writing", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr("tracknet.data.frames.MAPS_OPEN", 1)
+    assert len(find_leaks(train, val)) == 1
 
 
 # ---------------------------------------------------------------- search

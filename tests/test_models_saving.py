@@ -96,6 +96,40 @@ def test_weights_that_do_not_fit_are_never_silent(tmp_path: Path, change: Callab
         assert "\n" not in str(caught.value)
 
 
+NO_NETWORK = [
+    *({"input_size": value} for value in ([-1, 5], [512.5, 288], [100_000, 100_000], None, "ab", [1, 2, 3], [True, 5])),
+    {"heatmap_size": [0, 0]},
+    *({"architecture": value} for value in ("resnet", "", 3, [1], None)),
+    *({"frames": value} for value in ("3", True, 0, 2.0)),
+    *({"sigma": value} for value in ("x", 0, float("nan"))),
+    *({"backbone": value} for value in ([1], {}, {"channels": "x", "blocks_per_stage": 1})),
+    {"background": "median"},
+    {"normalize": "no"},
+    {"dtype": "float99"},
+    {"pretrained": 3},
+    {"architecture": "vit_heatmap", "backbone_config": {"model_type": "bert"}},
+    {"architecture": "vit_heatmap", "backbone_config": {"model_type": "dinov2", "hidden_size": "x"}},
+    {"architecture": "vit_heatmap", "backbone_config": 3},
+    *([], None, 3),
+]
+
+
+def test_a_configuration_of_no_network_is_one_line(tmp_path: Path) -> None:
+    small_model("unet").save_pretrained(tmp_path)
+    good = json.loads((tmp_path / "config.json").read_text())
+    for change in NO_NETWORK:
+        (tmp_path / "config.json").write_text(json.dumps(good | change if isinstance(change, dict) else change))
+        loads = [TrackNetModel.from_pretrained]
+        if isinstance(change, dict) and "dtype" not in change:  # those end inside transformers, before it knows whose they are
+            loads.append(AutoModel.from_pretrained)
+        for load in loads:
+            with pytest.raises(ConfigError, match=r"config\.json") as caught:
+                load(tmp_path)
+            assert "\n" not in str(caught.value), change
+    (tmp_path / "config.json").write_text(json.dumps(good | {"architecture": "unet_heatmap", "frames": 3}))
+    TrackNetModel.from_pretrained(tmp_path)
+
+
 def test_pickled_weights_are_refused(tmp_path: Path, no_network: None) -> None:
     model = small_model("unet")
     model.save_pretrained(tmp_path)

@@ -357,6 +357,7 @@ def played(folder: Path, names: list[str]) -> list[dict[str, object]]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to play the overlay")
 def test_a_browser_plays_it_to_the_end(tmp_path: Path) -> None:
     copied = write_numbered(tmp_path / "clip.ts", 20, size_wh=(320, 192), sound="aac", options=H264)
@@ -376,6 +377,17 @@ def test_sound_that_is_longer_than_the_pictures_is_kept_whole(tmp_path: Path) ->
     video = write_numbered(tmp_path / "clip.mkv", 10, sound="flac", sound_s=3.5)
     write_overlay(video, nothing(10), tmp_path / "o.mp4")
     np.testing.assert_allclose(clicks_of(tmp_path / "o.mp4"), [0, 1, 2, 3], atol=0.012)
+
+
+def test_short_transport_streams_end_to_end_keep_their_sound(tmp_path: Path) -> None:
+    video = write_numbered(tmp_path / "clip.ts", 20, sound="aac", options=H264)
+    video.write_bytes(2 * video.read_bytes())
+    write_overlay(video, nothing(40), tmp_path / "o.mp4")
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        heard = [float(packet.pts * packet.time_base) for packet in container.demux(audio=0) if packet.size]
+    assert len(heard) >= 70
+    assert 1.45 < heard[-1] < 1.65
+    assert frames_of(tmp_path / "o.mp4")[-1][0] == pytest.approx(1.56, abs=0.02)
 
 
 def test_pixels_that_are_not_square_stay_so(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,8 +16,9 @@ import pytest
 from clips import real
 from PIL import Image
 from small_models import INPUT_WH, small_model
+from video_files import write_numbered
 
-from tracknet.inference import prediction
+from tracknet.inference import detections_file, prediction
 from tracknet.inference.detections_file import DetectionsFile
 from tracknet.inference.progress import Progress
 from tracknet.inference.source import FrameSource
@@ -121,6 +124,53 @@ def test_the_overlay_shows_every_frame(folder: Path, video: Path, tmp_path: Path
     with av.open(str(tmp_path / "rally.overlay.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "h264"
         assert sum(1 for _ in container.decode(video=0)) == 50
+
+
+def test_an_overlay_never_stands_beside_a_table_that_it_does_not_show(
+    folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "rally.overlay.mp4"
+    assert predict(folder, tmp_path, video, "--overlay") == 0
+    assert predict(folder, tmp_path, video, "--no-trajectory") == 0
+    assert names(tmp_path) == {"rally.csv", "rally.json"}
+    assert predict(folder, tmp_path, video, "--overlay") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "write_overlay", stop_at_the_end)
+        assert predict(folder, tmp_path, video, "--no-trajectory", "--overlay") == 130
+    assert names(tmp_path) == {"rally.csv", "rally.json"}
+    assert predict(folder, tmp_path, video, "--no-trajectory", "--overlay", "--resume") == 0
+    assert overlay.exists()
+    capsys.readouterr()
+    assert predict(folder, tmp_path, video, "--no-trajectory", "--overlay", "--resume") == 0
+    assert "left as it is" in capsys.readouterr().out
+
+
+def test_an_overlay_of_somebody_else_is_refused_before_the_work(
+    folder: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "rally.overlay.mp4"
+    overlay.mkdir()
+    assert predict(folder, tmp_path, video, "--overlay") == 1
+    assert "rally.overlay.mp4: is there and no overlay of this program" in one_line(capsys)
+    overlay.rmdir()
+    overlay.write_text("mine")
+    assert predict(folder, tmp_path, video, "--overlay") == 1
+    assert "rally.overlay.mp4: is there" in one_line(capsys)
+    assert names(tmp_path) == {"rally.overlay.mp4"}
+    assert predict(folder, tmp_path, video) == 0
+    assert predict(folder, tmp_path, video, "--overlay", "--resume") == 1
+    assert overlay.read_text() == "mine"
+
+
+def test_what_the_overlay_has_to_say_is_said_once_and_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_numbered(tmp_path / "low.mkv", 10, codec="mpeg4", sound="libmp3lame", sound_rate=8000)
+    monkeypatch.setattr("tracknet.inference.sound.LOWEST_RATE_OF_MP3", 0)
+    assert predict(folder, tmp_path / "out", video, "--overlay") == 0
+    notes = json.loads((tmp_path / "out" / "low.json").read_text())["notes"]
+    assert [note[:21] for note in notes if "sound" in note] == ["the sound is left out"]
+    assert capsys.readouterr().err.splitlines() == [f"{video}: {note}" for note in notes]
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -243,6 +293,26 @@ def test_one_bad_input_of_several_costs_only_itself(folder: Path, video: Path, t
         assert not names(tmp_path / "alone")
 
 
+def test_a_folder_of_pictures_may_hold_its_own_output(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracknet.inference.stream.BLOCK_FRAMES", 3)
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        Image.fromarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(BallTracker, "detections", stop_at(7))
+        assert predict(folder, tmp_path, tmp_path) == 130
+    assert predict(folder, tmp_path, tmp_path, "--resume") == 0
+    assert predict(folder, tmp_path, tmp_path, "--resume", "--overlay") == 0
+    assert len((tmp_path / f"{tmp_path.name}.csv").read_text().splitlines()) == 10
+
+
+def test_a_video_that_is_given_twice_is_predicted_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_video(tmp_path / "v" / "two.mp4", 4)
+    assert predict(folder, tmp_path / "out", video, f"{tmp_path}/v/../v/two.mp4") == 0
+    assert names(tmp_path / "out") == {"two.csv", "two.json"}
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_videos_of_one_name_keep_apart(folder: Path, tmp_path: Path) -> None:
     videos = [
         write_video(tmp_path / place, 4, seed) for seed, place in enumerate(["a/rally.mp4", "b/rally.mp4", "b/rally.avi", "b/other.mp4"])
@@ -270,9 +340,10 @@ def test_nothing_is_written_over_but_a_prediction_of_the_same_video(
     assert f"is the prediction of {tmp_path / 'rally.mp4'}" in one_line(capsys)
     assert predict(folder, tmp_path, tmp_path / "rally.mp4") == 0
     capsys.readouterr()
-    (tmp_path / "rally.json").write_text("{}")
-    assert predict(folder, tmp_path, tmp_path / "rally.mp4") == 1
-    assert "rally.json" in one_line(capsys)
+    for other_json in ("{}", '{"made_by": "tracknet.scripts.predict"}', '{"made_by": "tracknet.scripts.predict", "source": {}}'):
+        (tmp_path / "rally.json").write_text(other_json)
+        assert predict(folder, tmp_path, tmp_path / "rally.mp4") == 1
+        assert "rally.json" in one_line(capsys)
 
 
 @pytest.mark.parametrize("room", [200, 1500, 4000])
@@ -296,10 +367,108 @@ def test_where_there_is_no_room_nothing_stands_half_written(
 
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert predict(folder, tmp_path / "file", video) == 1
-    assert "cannot be written" in one_line(capsys)
+    for place in (tmp_path / "file", tmp_path / "file" / "inside"):
+        assert predict(folder, place, video) == 1
+        assert one_line(capsys) == f"{place}: there is a file; --output names a folder"
     assert predict(folder, Path("/proc/none"), video) == 1
-    assert "cannot be written" in one_line(capsys)
+    line = one_line(capsys)
+    assert "cannot be written" in line
+    assert "make room" not in line
+
+
+def test_a_name_that_is_too_long_costs_its_own_video_only(
+    folder: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, longest = tmp_path / f"{'a' * 240}.mp4", tmp_path / f"{'b' * 251}.mp4"
+    for path in (long, longest):
+        path.symlink_to(video)
+    assert predict(folder, tmp_path / "out", longest, "c" * 300, long) == 1
+    assert names(tmp_path / "out") == {f"{long.stem}.csv", f"{long.stem}.json"}
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all("File name too long" in line for line in lines[:2])
+    assert lines[0].endswith("give the video a shorter name")
+
+
+def test_what_can_be_no_path_costs_itself_only(folder: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(folder, tmp_path / "out", "", "http://somewhere/other.mp4", video) == 1
+    assert names(tmp_path / "out") == {"rally.csv", "rally.json"}
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("a VIDEO is empty text")
+    assert lines[1].startswith("http://somewhere/other.mp4: is an address")
+
+
+def test_an_output_that_goes_away_is_one_line(
+    folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = DetectionsFile.append
+    for last in (0, 49):
+
+        def append(self: DetectionsFile, found: FrameDetection, last: int = last) -> None:
+            if found.number == last:
+                shutil.rmtree(tmp_path / "out")
+            whole(self, found)
+
+        monkeypatch.setattr(DetectionsFile, "append", append)
+        assert predict(folder, tmp_path / "out", video) == 1
+        assert "rally.csv.part: cannot be read any more" in one_line(capsys)
+    monkeypatch.undo()
+    monkeypatch.setattr(BallTracker, "detections", lambda *_: shutil.rmtree(tmp_path / "out") or stop_at_the_end(*_))
+    assert predict(folder, tmp_path / "out", video) == 130
+
+
+@pytest.mark.parametrize("whole_writes", [0, 20])
+def test_a_row_that_is_written_in_part_is_noticed(
+    folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_writes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Short(io.FileIO):
+        writes = 0
+
+        def write(self, content: Any) -> int:
+            self.writes += 1
+            return super().write(content if self.writes <= whole_writes else content[:-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detections_file, "_open", lambda path, mode: Short(path, mode))
+        assert predict(folder, tmp_path, video) == 1
+    assert "rally.csv.part: cannot be written to its end; make room" in one_line(capsys)
+    assert names(tmp_path) == ({"rally.csv.part"} if whole_writes else set())
+
+
+def test_rows_that_something_else_takes_away_are_missed(
+    folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = DetectionsFile.append
+
+    def append(self: DetectionsFile, found: FrameDetection) -> None:
+        whole(self, found)
+        if found.number == 49:
+            os.truncate(self.path, self.path.stat().st_size - 1)
+
+    monkeypatch.setattr(DetectionsFile, "append", append)
+    assert predict(folder, tmp_path, video) == 1
+    assert "holds 49 of the 50 rows" in one_line(capsys)
+    assert names(tmp_path) == {"rally.csv.part"}
+
+
+@pytest.mark.parametrize("content", ["my notes\n", "{}\n", '{"source": 1', "{broken}\nframe,time_s,x,y,score,width,height\n", "{" * 5000])
+def test_a_part_of_somebody_else_is_refused_and_stays(
+    folder: Path, video: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rally.csv.part").write_text(content)
+    for arguments in ([], ["--resume"]):
+        assert predict(folder, tmp_path, video, *arguments) == 1
+        assert "rally.csv.part" in one_line(capsys)
+    assert (tmp_path / "rally.csv.part").read_text() == content
+
+
+def test_where_nobody_listens_nothing_is_said(folder: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracknet.inference.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert predict(folder, tmp_path, video, tmp_path / "gone.mp4") == 1
+    assert names(tmp_path) == {"rally.csv", "rally.json"}
 
 
 def test_a_file_that_another_process_writes_is_left_alone(
@@ -321,8 +490,10 @@ def test_a_file_that_another_process_writes_is_left_alone(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--threshold", "1.5"], "threshold 1.5"),
-        (["--batch-size", "0"], "batch_windows 0"),
+        (["--threshold", "1.5"], "argument --threshold: 1.5: must be a number above 0 and below 1"),
+        (["--threshold", "half"], "argument --threshold: half: must be a number"),
+        (["--batch-size", "0"], "argument --batch-size: 0: must be a whole number, 1 or more"),
+        (["--batch-size", "2.5"], "argument --batch-size: 2.5: must be a whole number"),
         (["--device", "abacus"], "device abacus"),
         (["--overlays"], "unrecognized arguments: --overlays"),
     ],

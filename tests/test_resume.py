@@ -223,6 +223,7 @@ def resolved() -> dict[str, Any]:
     return {
         "data": {
             "root": "a",
+            "licence": None,
             "split": {"train_games": ["1"]},
             "sequence": {"length": 3},
             "background": "none",
@@ -267,6 +268,7 @@ def test_the_same_configuration_is_the_same_run() -> None:
         ("data.split.train_games", ["1", "2"]),
         ("data.sequence.length", 5),
         ("data.background", "median"),
+        ("data.licence", "MIT"),
         ("data.preprocess.resize", [32, 64]),
         ("data.synthetic", {"seed": 0}),
         ("training.optimizer.name", "sgd"),

@@ -149,7 +149,14 @@ def test_each_frame_goes_in_once_and_is_answered_in_order(count: int, frames: in
     assert sum(again.values()) < frames  # the last window alone is moved back, or repeats the last frame of a short clip
     assert all(number >= count - frames for number in again)
     assert set(network.batches) <= {batch}
-    assert len(network.batches) == math.ceil(math.ceil(count / frames) / batch)
+    assert len(network.batches) == sum(math.ceil(windows / batch) for windows in _windows_of_blocks(count, frames, background, block))
+
+
+def _windows_of_blocks(count: int, frames: int, background: bool, block: int) -> list[int]:
+    """How many windows stand in each block; without background all are one block."""
+    windows = math.ceil(count / frames)
+    whole = max(block, frames) // frames if background else windows
+    return [min(whole, windows - first) for first in range(0, windows, whole)] if windows else []
 
 
 @given(count=st.integers(1, 60), frames=st.integers(1, 5), batch=st.integers(1, 4), background=st.booleans(), answered=st.integers(0, 60))
@@ -175,12 +182,12 @@ def _small_network(frames: int, background: bool) -> ModelNetwork:
     return _NETWORKS.setdefault((frames, background), ModelNetwork(frames, background))
 
 
-def test_a_resume_point_lies_a_few_blocks_back_at_most() -> None:
+def test_a_resume_point_lies_a_block_back_at_most() -> None:
     for frames in (1, 3, 5, 7, 8):
-        for batch in (1, 2, 4, 8):
+        for batch in (1, 4, 8, 13, 1000):
             network: Network = NumberNetwork(frames, True)
             points = {resume_point(answered, network, batch) for answered in range(0, 20000, 10)}
-            assert max(np.diff(sorted(points))) <= BLOCK_FRAMES * batch
+            assert max(np.diff(sorted(points))) <= BLOCK_FRAMES
 
 
 @pytest.mark.parametrize(("tail", "expected"), [(0, [10]), (1, [10]), (20, [10]), (200, [200]), (299, [200])])
@@ -219,6 +226,11 @@ def test_no_more_frames_are_held_than_a_block_or_without_background_some_batches
     finally:
         tracemalloc.stop()
     assert peak_bytes < 1.2 * most * frame_bytes
+
+
+def test_a_batch_that_memory_does_not_hold_is_named() -> None:
+    with pytest.raises(UserError, match="out of memory with 1000000000 windows at once; lower --batch-size"):
+        list(detect_stream(numbered(5), NumberNetwork(3, True), 10**9))
 
 
 def test_a_network_gone_astray_is_named() -> None:

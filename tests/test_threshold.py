@@ -1,6 +1,7 @@
 """The detection threshold: counted exactly, chosen by one rule, and kept in each checkpoint's config.json from its evaluation on."""
 
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_each_evaluation_chooses_a_threshold_and_each_checkpoint_has_the_last_on
     for step in (*range(0, 31, 2), 15):
         chosen, origin = saved_config(output, step)["detection"], saved_config(output, step)["trained_on"]
         games = {"train_games": ["game1"], "val_games": ["game2"]}
-        assert origin == {"data": "tennis", "licence": None, **games, "step": step}
+        assert origin == {"data": "tennis", "licence": None, **games, "started_from": [], "step": step}
         last = max((evaluated for evaluated in EVALUATED if evaluated <= step), default=None)
         if last is None:
             assert chosen is None
@@ -187,10 +188,27 @@ def test_a_run_that_was_stopped_between_evaluations_ends_with_the_same_texts(foo
     assert lines_of(tmp_path) == lines_of(output)
 
 
-def test_a_run_that_starts_from_a_model_takes_no_threshold_along(footage: Path, output: Path, tmp_path: Path) -> None:
-    folder = only_run(output / "checkpoints") / "last"
+def test_a_run_that_starts_from_a_model_takes_its_past_along_and_not_its_threshold(footage: Path, output: Path, tmp_path: Path) -> None:
+    """And a run that goes on keeps its own, whatever has become of the model by then."""
+    folder = tmp_path / "start"
+    shutil.copytree((only_run(output / "checkpoints") / "last").resolve(), folder, ignore=lambda *_: ["manifest.json"])
+    fields = json.loads((folder / "config.json").read_text())
+    before = {"data": "tennis", "licence": "by word of mouth", "train_games": ["game0", "game2"], "val_games": ["game1"]}
+    fields |= {"pretrained": "somebody/weights", "trained_on": before | {"step": 9, "started_from": [None]}}
+    (folder / "config.json").write_text(json.dumps(fields))
     assert saved_config(output, 30)["detection"] is not None
-    train(arguments(footage, tmp_path, *SETTINGS, "training.max_steps=2", f"training.init_from={folder}"), stop_after=1)
+    launch = arguments(footage, tmp_path, *SETTINGS, "training.max_steps=2", f"training.init_from={folder}")
+    train(launch, stop_after=1)
+    log = (only_run(tmp_path / "logs") / "train.log").read_text()
+    assert log.count("its weights were trained on game2, which data.split.val_games has now") == 1
+    assert log.index("were trained on game2") < log.index("step 1/")
+    shutil.rmtree(folder)
+    train([*launch, "--resume"])
+    for step in (0, 1, 2):
+        assert saved_config(tmp_path, step)["trained_on"]["started_from"] == [None, before]
+        assert saved_config(tmp_path, step)["pretrained"] == "somebody/weights"
+        assert "license: other" in card(tmp_path, step)
+        assert "by word of mouth (`tennis`)" in card(tmp_path, step)
     assert saved_config(tmp_path, 0)["detection"] is None
     assert saved_config(tmp_path, 1)["detection"] is None
     assert saved_config(tmp_path, 1)["trained_on"]["step"] == 1
@@ -214,6 +232,11 @@ UNSOUND = [
     SOUND | {"f1": 2.0},
     SOUND | {"games": [1]},
     SOUND | {"step": -1},
+    SOUND | {"frames": True},
+    SOUND | {"games": []},
+    SOUND | {"protocol": "wasb\n# x"},
+    SOUND | {"threshold": True},
+    SOUND | {"more": 1},
     {key: value for key, value in SOUND.items() if key != "frames"},
 ]
 
@@ -227,4 +250,5 @@ def test_a_threshold_that_is_none_is_one_clear_line(value: object, output: Path,
     info.state["detection"] = value
     with pytest.raises(CheckpointError, match=r"state\.json: its detection is not that of a run"):
         check_saved_state(info)
-    assert TrackNetConfig(detection=SOUND).detection == SOUND
+    for sound in (SOUND, SOUND | {"f1": 1}):
+        assert TrackNetConfig(detection=sound).detection == sound

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,30 @@ def test_the_trajectory_is_that_of_the_peaks_and_of_each_picture_size_by_itself(
     loose = BallTracker.from_pretrained(folder, device="cpu", threshold=0.5, trajectory=False).path(peaks[:10], 30.0, (1280, 720))
     assert refine(replace(loose, x=np.array([10.0 + n for n in range(10)]), y=np.full(10, 20.0))).source.tolist() == one.source.tolist()
     jump = tracker.path([*peaks[:10], found(0.9, 10, 20.0, (64, 48))], 30.0, (1280, 720))
-    assert jump.source.tolist()[10] == ""  # one frame alone is no path, in whatever picture
+    assert jump.source.tolist()[10] == "detected"  # of one frame alone nothing can be told
+
+
+def test_a_clip_too_short_for_a_path_is_left_as_it_is(folder: Path) -> None:
+    tracker = BallTracker.from_pretrained(folder, device="cpu", threshold=0.5)
+    assert TUNED.min_frames == 4
+    for count in range(1, 6):
+        far_apart = [found(0.9, n, 600.0 * (n % 2)) for n in range(count)]
+        near = [found(0.9, n, 10.0 + n) for n in range(count)]
+        assert tracker.path(far_apart, 30.0, (1280, 720)).visible.tolist() == [count < TUNED.min_frames] * count
+        assert tracker.path(near, 30.0, (1280, 720)).source.tolist() == ["detected"] * count
+    assert tracker.path([found(0.4)], 30.0, (1280, 720)).source.tolist() == [""]
+
+
+def test_what_is_wrong_with_the_footage_is_warned_of(tracker: BallTracker, tmp_path: Path) -> None:
+    for number, picture in enumerate(pictures(4)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracker.track(tmp_path)
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="1 of 4 pictures left out") as told:
+        assert len(tracker.track(tmp_path)) == 3
+    assert [(warning.filename, str(tmp_path) in str(warning.message)) for warning in told] == [(__file__, True)]
 
 
 def test_what_is_tracked_can_be_written_and_read(tracker: BallTracker, tmp_path: Path) -> None:
@@ -171,3 +195,6 @@ def test_a_folder_that_is_no_model_of_ours_is_refused(folder: Path, tmp_path: Pa
         BallTracker.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="batch_windows"):
         BallTracker.from_pretrained(folder, batch_windows=0)
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(ConfigError, match=r"model\.pt2.*--format onnx"):
+        BallTracker.from_pretrained(tmp_path)

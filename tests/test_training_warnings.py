@@ -1,11 +1,15 @@
 """What `train.log` tells in time: footage on both sides before the first step, and a network that learns nothing at each evaluation."""
 
+import signal
+
 import numpy as np
 from clips import write_clip
 from stopped_runs import train
 from test_train import arguments, only_run
 
+from tracknet.scripts.train import main
 from tracknet.training import run
+from tracknet.training.provenance import warn_of_known_games
 
 
 def log_of(output):
@@ -21,9 +25,22 @@ def test_a_clip_on_both_sides_is_told_before_the_first_step(clips, tmp_path):
 
 def test_the_clips_are_compared_once_and_on_the_main_rank(clips, tmp_path, monkeypatch):
     compared = []
-    monkeypatch.setattr(run, "log_leaks", compared.append)
+    monkeypatch.setattr(run, "log_leaks", lambda datasets, stop_requested: compared.append(stop_requested()))
     train(arguments(clips, tmp_path, "training.epochs=1"))
-    assert len(compared) == 1
+    assert compared == [False]
+
+
+def test_a_signal_that_comes_while_they_are_compared_is_heard_there(clips, tmp_path, monkeypatch):
+    heard = []
+
+    def compare(_datasets, stop_requested):
+        signal.raise_signal(signal.SIGTERM)
+        heard.append(stop_requested())
+
+    monkeypatch.setattr(run, "log_leaks", compare)
+    assert main(arguments(clips, tmp_path, "training.epochs=1")) == 75
+    assert heard == [True]
+    assert (only_run(tmp_path / "checkpoints") / "last" / "config.json").is_file()
 
 
 def test_a_network_that_has_learned_nothing_is_named_at_each_evaluation_and_not_before(clips, tmp_path):
@@ -54,3 +71,20 @@ def test_a_network_that_finds_the_ball_is_left_in_peace(tmp_path):
     text = log_of(tmp_path / "out")
     assert "no peak reaches" not in text
     assert "in one place" not in text
+
+
+def test_games_are_known_by_their_data_and_in_all_that_the_weights_go_back_to(caplog):
+    own = {"data": "tennis", "licence": None, "train_games": ["game1"], "val_games": ["game2", "game3"], "step": 0}
+    other = {"data": "padel", "licence": None, "train_games": ["game2"], "val_games": ["game9"]}
+    for trained_on in (None, own, own | {"started_from": [None, other, other | {"data": "tennis", "train_games": ["game8"]}]}):
+        warn_of_known_games(trained_on)
+    assert caplog.messages == []
+    warn_of_known_games(own | {"started_from": [other | {"data": "tennis", "train_games": ["game3", "game2"]}, other]})
+    assert [message.split(",")[0] for message in caplog.messages] == ["training.init_from: its weights were trained on game2"]
+    assert "game2, game3, which data.split.val_games has now" in caplog.text
+
+
+def test_a_licence_that_no_card_can_hold_is_refused_before_decoding(clips, tmp_path, capfd):
+    assert main(arguments(clips, tmp_path, 'data.licence="MIT\\n# x"')) == 2
+    assert "data.licence: 'MIT\\n# x' holds a control character" in capfd.readouterr().err
+    assert not list((tmp_path / "checkpoints").glob("*"))

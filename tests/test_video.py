@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -181,6 +182,37 @@ def test_times_of_stamps_that_lack_or_go_back() -> None:
     np.testing.assert_allclose(joined, [0, 0.04, 0.08, 0.12, 0.16, 0.20])
     assert counts.backwards == 1
     assert np.isnan(times_of([None, None], fps=None)[0]).all()
+
+
+def test_stamps_that_rise_from_a_small_step_back_are_a_new_recording() -> None:
+    """0.8 s and 0.8 s; one wrong stamp ahead, and one behind, are none."""
+    part = [500 + 4 * number for number in range(20)]
+    joined, _ = times_of([*part, *part])
+    np.testing.assert_allclose(joined[23:], np.arange(23, 40) / 25, atol=1e-9)
+    for wrong in (530, 470):
+        mended, _ = times_of([*part[:5], wrong, *part[6:]])
+        np.testing.assert_allclose(mended[9:], np.arange(9, 20) / 25, atol=1e-9)
+
+
+def test_short_transport_streams_end_to_end_keep_their_pace(tmp_path: Path) -> None:
+    path, later = (write_numbered(tmp_path / f"{first}.ts", 20, first=first, options=H264) for first in (0, 20))
+    path.write_bytes(path.read_bytes() + later.read_bytes())
+    frames, _ = read(path)
+    assert [number_of(frame.picture) for frame in frames] == list(range(40))
+    np.testing.assert_allclose([frame.time_s for frame in frames][24:], np.arange(24, 40) / 25, atol=0.011)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        {"count": 10, "times_ms": [100_000 + 40 * number for number in range(10)]},
+        {"count": 4, "fps": Fraction(1, 10)},
+        {"count": 10, "sound": "flac", "sound_s": 3.5},
+    ],
+    ids=["stamps from 100 s", "a frame in 10 s", "longer sound"],
+)
+def test_a_whole_file_is_not_said_to_break_off(tmp_path: Path, whole: dict[str, Any]) -> None:
+    assert read(write_numbered(tmp_path / "clip.mkv", **whole))[1] == []
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-(10**6), 10**6)), min_size=1, max_size=60))

@@ -109,6 +109,7 @@ def main(folder: Path, argv: list[str]) -> None:
     told = {}
     for case in cases():
         faulthandler.dump_traceback_later(SECONDS, exit=True)
+        torch.manual_seed(0)  # the same network each time
         state = build_state(config, build_network(config, datasets, ranks, None), precision, None)
         with torch.no_grad():
             for parameter in state.model.parameters():

@@ -46,6 +46,7 @@ class FrameStore:
         self.input_wh = input_wh
         self._keys: dict[Path, str] = {}  # by source; settled once, so that a file touched during the run does not matter
         self._maps: OrderedDict[Path, NDArray[Any]] = OrderedDict()
+        self._unkept: dict[Path, NDArray[Any]] = {}
         self._is_writable = True  # as far as is known; so that this is said once, not for each clip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,19 +98,25 @@ class FrameStore:
             make: gives the array, (n, ...) for a clip of n frames.
 
         Returns:
-            The array, a memory map. Where the cache cannot be written, which is said once in the log, the array itself.
+            The array, a memory map. Where the cache cannot be written, which is said once in the log and not tried again, the array
+            itself, which is kept in memory: it should be small.
         """
         path = self._paths(clip)[0].with_suffix(f".{name}.npy")
+        if path in self._unkept:
+            return self._unkept[path]
         if path not in self._maps and not _holds(path, (clip.length,), dtype):
             made = make()
+            if not self._is_writable:
+                self._unkept[path] = made
+                return made
             try:
                 with self._writing(path) as file:
                     np.save(file, made, allow_pickle=False)
             except UserError as error:
-                if self._is_writable:
-                    log.warning("%s; going on without keeping %s", error, path.name)
+                log.warning("%s; going on without keeping %s", error, path.name)
                 self._is_writable = False
-                self._remember(path, made)
+                self._unkept[path] = made
+                return made
         return self._map(path)
 
     def _paths(self, clip: Clip) -> tuple[Path, Path]:

@@ -1,8 +1,9 @@
 """Finds validation footage that is in training too: copied clips, neighbouring frames, copied pictures.
 
-Codes of `tracknet.data.fingerprint` propose pairs of frames, thumbnails decide. On the real tennis footage the difference of two frames,
-over what moves in them, is at most 0.006 for a copy that went through two encoders, another size and another frame rate; 0.03 (median) for
-neighbours; and 0.24 or more for any two frames of different rallies on one court, where the nearest are two serves by the same players.
+Codes of `tracknet.data.fingerprint` propose pairs of frames, thumbnails decide, by the difference of two frames over what moves in them.
+
+Not found are copies that were mirrored, cropped or letterboxed, and clips in which nothing moves. Rallies on one court with the same moving
+graphic, such as a blinking banner, may be taken for copies.
 
 The time grows as N log N with N frames, see `nearest_codes`; the memory is some 300 bytes per frame. Frames that do not fit into their clip
 and the ends of clips, which are few, are looked up by the whole picture.
@@ -44,6 +45,14 @@ log = logging.getLogger("tracknet")
 Rows = NDArray[np.int64]
 
 
+class _StoppedError(Exception):
+    """The user wants no more of it."""
+
+
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class _Side:
     """All frames of one side of the split, clip after clip, N rows."""
@@ -55,6 +64,7 @@ class _Side:
     energy: NDArray[np.float32]  # (N,)
     moving: NDArray[np.uint8]  # (N, CODE_BITS / 8)
     whole: NDArray[np.uint8]  # (N, CODE_BITS / 8)
+    stop_requested: Callable[[], bool]  # asked before each clip
 
     @property
     def movers(self) -> Rows:
@@ -75,6 +85,8 @@ class _Side:
 
     def thumbnails(self, rows: Rows) -> NDArray[np.uint8]:
         """(n, 36, 64) of rows of one clip."""
+        if self.stop_requested():
+            raise _StoppedError
         clip = self.dataset.index.clips[self.clip[rows[0]]]
         picked: NDArray[np.uint8] = fingerprints(self.dataset.store, clip).thumbnails[rows - clip.first_row]
         return picked
@@ -90,15 +102,26 @@ class _Leak:
     beside: int  # other frames of the clip that stand within `BESIDE` of those, of a scene of which several were found
 
 
-def log_leaks(datasets: Datasets) -> None:
+def log_leaks(datasets: Datasets, stop_requested: Callable[[], bool] = _never) -> int:
     """Warns, in the log, of validation footage that is in training too. For the main rank, once the clips are prepared.
+
+    Args:
+        datasets: the two sides.
+        stop_requested: asked from clip to clip; where it says yes, the search ends with nothing found.
+
+    Returns:
+        The number of validation clips that were warned of.
 
     Raises:
         DataError: the cache has lost frames.
     """
     start = time.monotonic()
     train, val = datasets.train, datasets.val
-    lines = find_leaks(train, val)
+    log.info("comparing %d validation frames with %d training frames", len(val.index), len(train.index))
+    try:
+        lines = find_leaks(train, val, stop_requested)
+    except _StoppedError:
+        return 0
     for line in lines[:LINES_LOGGED]:
         log.warning("%s", line)
     if lines:
@@ -111,10 +134,11 @@ def log_leaks(datasets: Datasets) -> None:
         )
     else:
         spent_s = time.monotonic() - start
-        log.info("none of the %d validation frames was found among the %d of training (%.1f s)", len(val.index), len(train.index), spent_s)
+        log.info("no copies found (%.1f s)", spent_s)
+    return len(lines)
 
 
-def find_leaks(train: WindowDataset, val: WindowDataset) -> list[str]:
+def find_leaks(train: WindowDataset, val: WindowDataset, stop_requested: Callable[[], bool] = _never) -> list[str]:
     """Looks for the frames of `val` among those of `train`: the same pictures, or close neighbours in time.
 
     Returns:
@@ -123,16 +147,19 @@ def find_leaks(train: WindowDataset, val: WindowDataset) -> list[str]:
     Raises:
         DataError: the cache has lost frames.
     """
-    return [_line(leak, train) for leak in _search(_read_side(train), _read_side(val))]
+    return [_line(leak, train) for leak in _search(_read_side(train, stop_requested), _read_side(val, stop_requested))]
 
 
-def _read_side(dataset: WindowDataset) -> _Side:
+def _read_side(dataset: WindowDataset, stop_requested: Callable[[], bool] = _never) -> _Side:
     """The marks of all frames; fingerprints that the cache lacks are made."""
     index, scenes = dataset.index, 0
     count, width = len(index), CODE_BITS // 8
     codes = np.empty((2, count, width), np.uint8)
-    side = _Side(dataset, index.clip_of_row, np.empty(count, np.int64), np.empty(count, np.bool_), np.empty(count, np.float32), *codes)
+    scene, strange, energy = np.empty(count, np.int64), np.empty(count, np.bool_), np.empty(count, np.float32)
+    side = _Side(dataset, index.clip_of_row, scene, strange, energy, codes[0], codes[1], stop_requested)
     for clip in index.clips:
+        if stop_requested():
+            raise _StoppedError
         rows, marks = index.rows(clip), fingerprints(dataset.store, clip).marks
         side.scene[rows] = np.where(marks["scene"] < 0, -1, marks["scene"] + scenes)
         side.strange[rows], side.energy[rows] = marks["strange"], marks["energy"]
@@ -294,8 +321,10 @@ def _line(leak: _Leak, train: WindowDataset) -> str:
     frame, twin = leak.rows[first] - leak.clip.first_row, leak.twins[first] - main.first_row
     more = f" and {len(owners) - 1} other clips" if len(owners) > 1 else ""
     beside = f"; {leak.beside} more stand beside these" if leak.beside else ""
+    remedy = f"move {leak.clip.game} to train_games, or {', '.join(games)} to val_games"
+    if len(leak.rows) < SEVERAL < leak.clip.length:
+        remedy = "a few pictures, such as a title, are on both sides"
     return (
         f"data.split: {len(leak.rows)} of {leak.clip.length} frames of {leak.clip.id} (val_games) are copies or close neighbours of frames"
-        f" of {main.id}{more} (train_games), such as frame {frame} of its frame {twin}{beside}; move {leak.clip.game} to train_games, or"
-        f" {', '.join(games)} to val_games"
+        f" of {main.id}{more} (train_games), such as frame {frame}, which is its frame {twin}{beside}; {remedy}"
     )

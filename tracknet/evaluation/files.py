@@ -2,17 +2,18 @@
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tracknet.errors import UserError
 
 
-def write_together(files: Mapping[Path, str]) -> None:
+def write_together(files: Mapping[Path, str], outdated: Sequence[Path] = ()) -> None:
     """Writes text files, folders included; what was there before stays until all are on the disk.
 
     Args:
         files: path and content.
+        outdated: files that belong to the former ones; they go once all are on the disk, before any gets its name.
 
     Raises:
         UserError: one of them cannot be written; none is then, nor changed.
@@ -28,6 +29,8 @@ def write_together(files: Mapping[Path, str]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for path in outdated:
+            path.unlink(missing_ok=True)
         for path in files:
             beside[path].replace(path)
     except OSError as error:

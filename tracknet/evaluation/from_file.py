@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tracknet.data.index import ClipIndex
-from tracknet.errors import ConfigError
 from tracknet.evaluation.files import write_together
-from tracknet.evaluation.predictions import fit_to_labels, read_predictions
+from tracknet.evaluation.predictions import fit_to_labels, parse_predictions, read_bytes
 from tracknet.evaluation.scores import score
 from tracknet.metrics.protocols import Protocol
 
@@ -48,21 +47,14 @@ def score_file(
         DataError: it is broken, or does not answer for the split.
         UserError: scores.json cannot be written.
     """
-    predictions, left_out = fit_to_labels(read_predictions(path), index, path)
+    content = read_bytes(path)
+    predictions, left_out = fit_to_labels(parse_predictions(content, path), index, path)
     scores = {
         **record,
-        "predictions": {"file": str(path), "sha256": _sha256(path)},
+        "predictions": {"file": str(path), "sha256": hashlib.sha256(content).hexdigest()},
         "notes": [*notes, *left_out],
         "diagnosis": diagnosis,
         **score(predictions, index, protocols, seed),
     }
     write_together({output / SCORES: json.dumps(scores, indent=2, allow_nan=False) + "\n"})
     return scores
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error

@@ -8,6 +8,7 @@
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 COLUMNS = ("game", "clip", "frame", "visible", "x", "y", "score")
 VISIBLE = {"0": False, "1": True, "false": False, "true": True}
 LAST_FRAME = 10**9
+FARTHEST_PX = 10**6
 CLIPS_NAMED = 3
 
 
@@ -104,25 +106,39 @@ def _quoted(name: str) -> str:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Reads a file of predictions. Byte order mark, CRLF, columns in another order and further ones, and rows in any order are fine.
+    """Reads a file of predictions; see `parse_predictions`. Raises ConfigError too, where the file is not there or cannot be read."""
+    return parse_predictions(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file of predictions holds, which may be a pipe. Raises ConfigError where it is not there or cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a CSV with the columns {','.join(COLUMNS)}") from error
+
+
+def parse_predictions(content: bytes, path: Path) -> Predictions:
+    """Parses a file of predictions. Byte order mark, CRLF, columns in another order and further ones, and rows in any order are fine.
+
+    Args:
+        content: of the file.
+        path: named in errors.
 
     Raises:
-        ConfigError: the file is not there or cannot be read.
         DataError: a column is missing, a value is none, or a frame has two rows; names the line.
     """
     rows: dict[str, dict[int, _Row]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for clip_id, row in _rows(path, file):
-                of_clip = rows.setdefault(clip_id, {})
-                if row.frame in of_clip:
-                    first = of_clip[row.frame].line
-                    raise _wrong(path, row.line, f"frame {row.frame} of {shown(clip_id)} has a row already, in line {first}")
-                of_clip[row.frame] = row
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a CSV with the columns {','.join(COLUMNS)}") from error
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text; it must be a CSV with the columns {','.join(COLUMNS)}") from error
+    for clip_id, row in _rows(path, io.StringIO(text, newline="")):
+        of_clip = rows.setdefault(clip_id, {})
+        if row.frame in of_clip:
+            first = of_clip[row.frame].line
+            raise _wrong(path, row.line, f"frame {row.frame} of {shown(clip_id)} has a row already, in line {first}")
+        of_clip[row.frame] = row
     return Predictions({clip_id: _clip([of_clip[frame] for frame in sorted(of_clip)]) for clip_id, of_clip in rows.items()})
 
 
@@ -141,7 +157,7 @@ def _rows(path: Path, file: TextIO) -> Iterator[tuple[str, _Row]]:
     try:
         place = _places(path, [name.strip().lower() for name in next(lines, [])])
         for cells in lines:
-            if cells:
+            if any(cell.strip() for cell in cells):
                 if len(cells) <= max(place.values()):
                     raise _wrong(path, lines.line_num, f"has {len(cells)} values, fewer than the header has columns")
                 yield _row(path, lines.line_num, {name: cells[number].strip() for name, number in place.items()})
@@ -151,6 +167,8 @@ def _rows(path: Path, file: TextIO) -> Iterator[tuple[str, _Row]]:
 
 def _places(path: Path, header: list[str]) -> dict[str, int]:
     """The number of each column."""
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise DataError(f"{path}:1: columns must be separated by commas; the first line must name {','.join(COLUMNS)}")
     for name in COLUMNS:
         if header.count(name) != 1:
             why = f"has the column {name} twice" if name in header else f"has no column {name}"
@@ -184,8 +202,10 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or "_" in text:
+    if not math.isfinite(value) or "_" in text or not text.isascii():
         raise _wrong(path, line, f"{name} is {shown(text)!r}, which is no number")
+    if name != "score" and abs(value) > FARTHEST_PX:
+        raise _wrong(path, line, f"{name} is {shown(text)!r}; it must be in px of the picture, at most {FARTHEST_PX} either way")
     return value
 
 
@@ -218,7 +238,8 @@ def fit_to_labels(predictions: Predictions, index: ClipIndex, path: Path) -> tup
         missing += [f"frame {frame} of {clip.id}" for frame in lacking]
         fitted[clip.id] = _spread(given, inside, clip.length)
     if missing:
-        raise DataError(f"{path}: no row for {missing[0]}, which has a label ({len(missing)} such frames); give each a row, visible 0 or 1")
+        remedy = f"frames count from 0 within a clip, yet {beyond[0]}" if beyond else "give each a row, visible 0 or 1"
+        raise DataError(f"{path}: no row for {missing[0]}, which has a label ({len(missing)} such frames); {remedy}")
     if beyond:
         raise DataError(f"{path}: {beyond[0]} ({len(beyond)} such rows); frames count from 0 within a clip")
     others = sorted(set(predictions.clips) - set(fitted))

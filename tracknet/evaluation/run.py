@@ -22,7 +22,7 @@ from tracknet.errors import UserError
 from tracknet.evaluation.detection import Detections, detect, join_detections
 from tracknet.evaluation.diagnosis import diagnose, peak_statistics
 from tracknet.evaluation.files import write_together
-from tracknet.evaluation.from_file import PREDICTIONS, score_file
+from tracknet.evaluation.from_file import PREDICTIONS, SCORES, score_file
 from tracknet.evaluation.predictions import predictions_csv, predictions_of
 from tracknet.evaluation.split import ALONE, Share, check_usable, read_split
 from tracknet.evaluation.threshold import Threshold, detection_threshold
@@ -171,7 +171,7 @@ def evaluate_folder(
             return []
         path = output / PREDICTIONS
         predictions = predictions_csv(predictions_of(index, detections, limit.value))
-        write_together({path: predictions, path.with_suffix(".json"): json.dumps(record, indent=2) + "\n"})
+        write_together({path: predictions, path.with_suffix(".json"): json.dumps(record, indent=2) + "\n"}, outdated=[output / SCORES])
         return [score_file(path, index, protocols, seed, output, record=record, notes=notes, diagnosis=diagnosis)]
 
     scores: dict[str, Any] = share.gather(on_all_ranks(write, share.gather))[0]

@@ -1,6 +1,7 @@
 """Scores of predictions under protocols: over all, by game, by clip and by how well the ball can be seen."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +21,7 @@ INTERVALS = ("f1", "precision", "recall")
 
 @dataclass(frozen=True)
 class _Frames:
-    """The N frames with a label, under one protocol.
+    """The N frames with a label, under one protocol; each stands here as often as the protocol counts it.
 
     Attributes:
         protocol: the rule.
@@ -32,7 +33,6 @@ class _Frames:
         score: (N,) of the prediction; NaN where there is none.
         outcome: (N,) as `outcome_of_frames` gives them.
         right: (N,) whether the predicted place is right, claimed or not.
-        weight: (N,) how often the protocol counts the frame.
     """
 
     protocol: Protocol
@@ -44,7 +44,6 @@ class _Frames:
     score: NDArray[np.float64]
     outcome: NDArray[np.int8]
     right: NDArray[np.bool_]
-    weight: NDArray[np.int64]
 
 
 def score(predictions: Predictions, index: ClipIndex, protocols: Sequence[Protocol], seed: int = 0) -> dict[str, Any]:
@@ -85,7 +84,9 @@ def _under(protocol: Protocol, predictions: Predictions, index: ClipIndex, seed:
             for game, member in of_game.items()
         },
         "clips": {clip.id: _entry(frames, frames.clip == number) for number, clip in enumerate(index.clips)},
-        "visibility": {str(kind): _entry(frames, frames.visibility == kind) for kind in np.unique(frames.visibility)},
+        "visibility": {
+            str(kind): _entry(frames, frames.visibility == kind) for kind in np.unique(index.visibility[index.visibility != NO_LABEL])
+        },
     }
 
 
@@ -100,25 +101,28 @@ def _frames(protocol: Protocol, predictions: Predictions, index: ClipIndex) -> _
         xy_px, visible, value = found.xy_px[labelled], found.visible[labelled], found.score[labelled]
         outcomes = functools.partial(outcome_of_frames, protocol, xy_px, truth_xy_px=truth, visibility=visibility, size_wh=clip.size_wh)
         right = outcomes(detected=np.ones(len(visible), np.bool_)) == TP
-        weight = frame_weights(protocol, clip.length)[labelled]
+        times = frame_weights(protocol, clip.length)[labelled]
         is_ranked &= not np.isnan(value[visible]).any()
-        parts.append((np.full(len(visible), number), visibility, truth, xy_px, value, outcomes(detected=visible), right, weight))
+        columns = (np.full(len(visible), number), visibility, truth, xy_px, value, outcomes(detected=visible), right)
+        parts.append(tuple(np.repeat(column, times, axis=0) for column in columns))
     joined: Any = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
     return _Frames(protocol, is_ranked, *joined)
 
 
 def _counts(frames: _Frames, chosen: NDArray[np.bool_]) -> list[int]:
-    """In the order of `Counts`; a frame counts as often as the protocol says."""
-    weight, outcome = frames.weight[chosen], frames.outcome[chosen]
-    return [int(weight[outcome == kind].sum()) for kind in range(5)]
+    """In the order of `Counts`."""
+    counts: list[int] = np.bincount(frames.outcome[chosen], minlength=5).tolist()
+    return counts
 
 
 def _entry(frames: _Frames, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """The scores are None where the protocol counts no frame."""
     counts = Counts(*_counts(frames, chosen))
+    found = asdict(scores_of(frames.protocol, counts))
     off = pixel_error(frames.xy_px[chosen], frames.truth_xy_px[chosen], frames.outcome[chosen])
     return (
         asdict(counts)
-        | asdict(scores_of(frames.protocol, counts))
+        | (found if chosen.any() else dict.fromkeys(found))
         | {"ap": _average_precision(frames, chosen), "error_px": None if off is None else asdict(off)}
     )
 
@@ -127,18 +131,16 @@ def _average_precision(frames: _Frames, chosen: NDArray[np.bool_]) -> float | No
     """None where a claimed ball has no score."""
     if not frames.is_ranked:
         return None
-    times = frames.weight[chosen]
     ball = np.isin(frames.visibility[chosen], frames.protocol.ball)
     candidate = ~np.isnan(frames.score[chosen]) & ~np.isnan(frames.xy_px[chosen, 0])
-    right = np.repeat(frames.right[chosen][candidate], times[candidate])
-    return average_precision(right, np.repeat(frames.score[chosen][candidate], times[candidate]), int(times[ball].sum()))
+    return average_precision(frames.right[chosen][candidate], frames.score[chosen][candidate], int(ball.sum()))
 
 
 def _intervals(protocol: Protocol, by_clip: NDArray[np.int64], seed: int) -> dict[str, list[float] | None]:
-    """The 95 % intervals over the clips whose (clips, 5) counts these are."""
+    """The 95 % intervals over the clips whose (clips, 5) counts these are, from the draws in which the score is defined."""
 
     def statistic(name: str) -> Callable[[NDArray[np.int64]], float]:
-        return lambda drawn: float(getattr(scores_of(protocol, Counts(*by_clip[drawn].sum(axis=0).tolist())), name))
+        return lambda drawn: float(getattr(scores_of(protocol, Counts(*by_clip[drawn].sum(axis=0).tolist()), math.nan), name))
 
     found = {name: bootstrap(len(by_clip), statistic(name), seed) for name in INTERVALS}
     return {name: None if ends is None else list(ends) for name, ends in found.items()}

@@ -43,6 +43,8 @@ ALONE = Share()
 def read_split(data: DataConfig, games: Sequence[str], share: Share = ALONE) -> tuple[ClipIndex, list[str]]:
     """The labels of some games; no picture is decoded, and drawn games are drawn. All ranks: holds collectives.
 
+    The sides of a split are told apart by the names of the games: footage that stands under another name on another side is not noticed.
+
     Returns:
         The index, and a line for each clip left out (`data.on_error=skip`).
 

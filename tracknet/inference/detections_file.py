@@ -1,12 +1,13 @@
 """The file in which a prediction grows row by row, so that whatever ends it, what was found is kept."""
 
+import errno
 import fcntl
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,15 +40,20 @@ class DetectionsFile:
         """Writes the row of the next frame. Raises UserError where it cannot be written."""
         if detection.number != self.frames:
             raise ValueError(f"frame {detection.number} does not follow {self.frames} rows")
-        try:
-            self._file.write(_row(detection))
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        _write(self._file, self.path, _row(detection))
         self.frames += 1
 
     def detections(self) -> list[FrameDetection]:
-        """All rows."""
-        return [detection for detection, _ in _whole_rows(self.path.read_bytes())]
+        """All rows. Raises UserError where the file does not hold them any more."""
+        try:
+            found = [detection for detection, _ in _whole_rows(self.path.read_bytes())]
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read any more ({error.strerror}); start again") from error
+        if len(found) != self.frames:
+            raise UserError(
+                f"{self.path}: holds {len(found)} of the {self.frames} rows that were written, something else changed it; start again"
+            )
+        return found
 
 
 @contextmanager
@@ -61,22 +67,20 @@ def growing_file(path: Path, about: About, resume_point: Callable[[int], int] | 
             and of the rest so many rows are kept as this says for their number.
 
     Raises:
-        UserError: it is there though it is to be begun; it is of another source, model or setting; another process writes it; no room.
+        UserError: it is there though it is to be begun; it is something else, or of another source, model or setting, and stays as it is;
+            another process writes it; no room.
     """
-    file = _open(path, "xb" if resume_point is None else "ab")
-    try:
-        try:
-            frames = _cut_back(file, path, about, resume_point) if resume_point else 0
+    opening = _opening(about)
+    with _open(path, "xb" if resume_point is None else "ab") as file:
+        frames = _cut_back(file, path, about, resume_point) if resume_point else 0
+        try:  # from here on the file is ours
             if file.seek(0, os.SEEK_END) == 0:
-                file.write(_opening(about))
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        growing = DetectionsFile(file, path, frames)
-        yield growing
-    finally:
-        if file.seek(0, os.SEEK_END) <= len(_opening(about)):
-            path.unlink()  # nothing was found, so nothing is kept
-        file.close()
+                _write(file, path, opening)
+            yield DetectionsFile(file, path, frames)
+        finally:
+            if file.seek(0, os.SEEK_END) <= len(opening):
+                with suppress(OSError):  # nothing was found, so nothing is kept; if it stays all the same, --resume takes it
+                    path.unlink()
 
 
 def _open(path: Path, mode: str) -> IO[bytes]:
@@ -97,31 +101,53 @@ def _open(path: Path, mode: str) -> IO[bytes]:
     return file
 
 
+def _write(file: IO[bytes], path: Path, content: bytes) -> None:
+    """All of it. Raises UserError."""
+    try:
+        written = file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if written != len(content):  # the last bytes of a disk, say
+        raise UserError(f"{path}: cannot be written to its end; make room and go on with --resume, or choose another --output")
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to do about an output that cannot be written."""
-    return UserError(f"{path}: cannot be written ({error.strerror}); make room and go on with --resume, or choose another --output")
+    remedy = "choose another --output"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"make room and go on with --resume, or {remedy}"
+    elif error.errno == errno.ENAMETOOLONG:
+        remedy = "give the video a shorter name"
+    return UserError(f"{shown(path)}: cannot be written ({error.strerror}); {remedy}")
 
 
 def _cut_back(file: IO[bytes], path: Path, about: About, resume_point: Callable[[int], int]) -> int:
-    """Leaves only what may be kept, and says how many rows that is."""
-    content = path.read_bytes()
-    opening = _OPENING.match(content)
-    if opening is None:
-        if not _is_torn_opening(content):
+    """Leaves only what may be kept, and says how many rows that is. Changes nothing where it raises UserError."""
+    try:
+        content = path.read_bytes()
+        opening = _OPENING.match(content)
+        if opening is None and _opening(about).startswith(content):  # the process ended while it wrote the first lines
+            file.truncate(0)
+            return 0
+        said = _said(opening)
+        if opening is None or said is None:
             raise UserError(f"{path}: is not the file of a stopped run; delete it, or choose another --output")
-        file.truncate(0)
-        return 0
-    check_same(path, json.loads(opening[1]), about)
-    ends = [end for _, end in _whole_rows(content)]
-    frames = resume_point(len(ends))
-    file.truncate(ends[frames - 1] if frames else opening.end())
-    return frames
+        check_same(path, said, about)
+        ends = [end for _, end in _whole_rows(content)]
+        frames = resume_point(len(ends))
+        file.truncate(ends[frames - 1] if frames else opening.end())
+        return frames
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
-def _is_torn_opening(content: bytes) -> bool:
-    """Whether the process can have ended while it wrote the first lines."""
-    start = b'{"'
-    return content[: len(start)] == start[: len(content)] and content.count(b"\n") <= 1
+def _said(opening: re.Match[bytes] | None) -> dict[str, Any] | None:
+    """What the rows depend on; None where the file is something else."""
+    try:
+        said: dict[str, Any] | None = json.loads(opening[1]) if opening else None
+    except ValueError:
+        return None
+    return said
 
 
 def _whole_rows(content: bytes) -> Iterator[tuple[FrameDetection, int]]:

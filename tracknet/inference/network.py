@@ -13,6 +13,7 @@ from tracknet.models.folder import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_m
 from tracknet.out_of_memory import is_out_of_memory, release_memory
 
 ONNX_NAME = "model.onnx"
+TORCH_EXPORT_NAME = "model.pt2"
 
 
 class Network(Protocol):
@@ -56,9 +57,13 @@ class TorchNetwork:
         except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            message = f"out of memory with {len(frames)} windows at once; lower --batch-size (BallTracker: batch_windows)"
         release_memory(self.device)
-        raise UserError(message)
+        raise out_of_memory(len(frames))
+
+
+def out_of_memory(windows: int) -> UserError:
+    """What to do where memory runs out."""
+    return UserError(f"out of memory with {windows} windows at once; lower --batch-size (BallTracker: batch_windows)")
 
 
 def _load(folder: Path) -> Any:
@@ -101,12 +106,18 @@ def load_network(folder: Path, device: str | None = None) -> Network:
         from tracknet.inference.onnx_network import OnnxNetwork  # here, for onnxruntime is optional
 
         return OnnxNetwork(folder)
+    if (folder / TORCH_EXPORT_NAME).is_file() and not _has_weights(folder):
+        raise ConfigError(f"{folder} holds {TORCH_EXPORT_NAME} of torch.export, which is not run here; export with --format onnx")
     return TorchNetwork(folder, usable_device(device))
 
 
 def runs_in_onnx(folder: Path) -> bool:
     """Whether the folder's weights are `model.onnx` alone."""
-    return (folder / ONNX_NAME).is_file() and not (folder / WEIGHTS_NAME).is_file() and not (folder / INDEX_NAME).is_file()
+    return (folder / ONNX_NAME).is_file() and not _has_weights(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file()
 
 
 def usable_device(name: str | None) -> torch.device:

@@ -24,11 +24,7 @@ class PictureFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
-            self._paths = sorted((e for e in entries if e.suffix.lower() in PICTURES and e.is_file()), key=natural_order)
-        except OSError as error:
-            raise DataError(f"{shown(path)}: cannot be listed ({error.strerror})") from error
+        self._paths = pictures_in(path)
         if not self._paths:
             raise DataError(f"{shown(path)}: a folder without pictures; it needs {', '.join(PICTURES)}, or give a video file")
         size_wh = self._first_size()
@@ -65,6 +61,15 @@ class PictureFolder:
         with ThreadPoolExecutor(cores) as threads:  # Pillow and OpenCV let go of the interpreter's lock
             for start in range(0, len(paths), in_flight):
                 yield from threads.map(lambda path: _read(path, size_wh), paths[start : start + in_flight])
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures that are frames, in their order. Raises DataError where the folder cannot be listed."""
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "_"))]
+        return sorted((e for e in entries if e.suffix.lower() in PICTURES and e.is_file()), key=natural_order)
+    except OSError as error:
+        raise DataError(f"{shown(folder)}: cannot be listed ({error.strerror})") from error
 
 
 def _read(path: Path, size_wh: tuple[int, int] | None) -> Read:

@@ -1,10 +1,12 @@
 """One video to its files: the table grows beside its name, and what is finished stays whatever ends the run."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracknet.errors import UserError, shown
 from tracknet.inference.detections_file import cannot_write, check_same, growing_file
 from tracknet.inference.outputs import Outputs
 from tracknet.inference.overlay import write_overlay
@@ -53,25 +55,44 @@ def predict(path: Path, outputs: Outputs, request: Request, say: Callable[[str],
     source = open_source(path)
     _make_folder(outputs)
     about = detections_about(source, request.model, request.tracker)
-    outputs.check_theirs(path, about["source"])
+    outputs.check_theirs(path, about["source"], request.overlay)
     summary = _finished(outputs, track_about(about, request.tracker)) if request.resume else None
     if summary is None:
         track, summary = _predicted(source, outputs, request, about, say)
     else:
         track = read_track(outputs.csv, summary["fps"], (summary["size"][0], summary["size"][1]))
-        if not request.overlay or outputs.overlay.exists():
+        if not request.overlay or os.path.isfile(outputs.overlay):
             return f"{outputs.csv}: finished before, left as it is"
     if request.overlay:
-        write_overlay(path, track, outputs.overlay)
+        _write_overlay(path, track, outputs, summary, say)
     return (
         f"{outputs.csv}: {summary['frames']} frames, {summary['detected']} detected, {summary['interpolated']} interpolated, "
         f"{summary['frames_per_second']:.1f} frames/s"
     )
 
 
+def _write_overlay(path: Path, track: BallTrack, outputs: Outputs, summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Writes the overlay, and what is to be said of it into the summary."""
+    _write_summary(outputs, summary | {"overlay": True})
+    new = [note for note in write_overlay(path, track, outputs.overlay) if note not in summary["notes"]]
+    for note in new:
+        say(f"{path}: {note}")
+    if new:
+        _write_summary(outputs, summary | {"overlay": True, "notes": [*summary["notes"], *new]})
+
+
+def _write_summary(outputs: Outputs, summary: dict[str, Any]) -> None:
+    try:
+        write_summary(outputs.summary, summary)
+    except OSError as error:
+        raise cannot_write(outputs.summary, error) from error
+
+
 def _make_folder(outputs: Outputs) -> None:
     try:
         outputs.folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{shown(outputs.folder)}: there is a file; --output names a folder") from error
     except OSError as error:
         raise cannot_write(outputs.folder, error) from error
 
@@ -79,7 +100,7 @@ def _make_folder(outputs: Outputs) -> None:
 def _finished(outputs: Outputs, about: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of a run that has come to its end. Raises UserError where that was made from something else."""
     summary = read_summary(outputs.summary)
-    if summary is None or not outputs.csv.exists() or outputs.part.exists():
+    if summary is None or not os.path.exists(outputs.csv) or os.path.exists(outputs.part):
         return None
     check_same(outputs.csv, summary, about)
     return summary
@@ -106,9 +127,10 @@ def _predicted(
     track = tracker.path(found, source.info.fps, source.info.size_wh)
     summary = summarise(track_about(about, tracker), tracker, track, source.notes, progress.frames_per_second)
     try:
+        outputs.drop_overlay()
         write_summary(outputs.summary, summary)
         track.write_csv(outputs.csv)
+        outputs.part.unlink()
     except OSError as error:
         raise cannot_write(outputs.csv, error) from error
-    outputs.part.unlink()
     return track, summary

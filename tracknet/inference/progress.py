@@ -23,7 +23,7 @@ class Progress:
         self._name, self._total, self._first = name, total, done
         self.frames = done
         self._start = self._last_line = time.monotonic()
-        on_terminal = sys.stderr.isatty()
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, desc=name, unit="frame", file=sys.stderr, dynamic_ncols=True) if on_terminal else None
 
     def __enter__(self) -> Self:
@@ -47,7 +47,7 @@ class Progress:
                 self._bar.total = None
         if self._bar is not None:
             self._bar.update()
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+        elif sys.stderr is not None and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             sys.stderr.write(f"{self.line()}\n")
 

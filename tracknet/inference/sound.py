@@ -8,13 +8,13 @@ import av
 
 from tracknet.data.decode import BROKEN_VIDEO
 from tracknet.inference.decoding import open_container, packets_to_the_end
+from tracknet.inference.video_times import JoinedClock
 
 COPIED = ("aac", "mp3", "opus", "flac")  # that an mp4 can hold and browsers play
 LOWEST_RATE_OF_MP3 = 16000  # samples per second, in an mp4
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_RATE_ELSE = 48000
 LEAD_IN_S = 0.2  # that decoders need before the sound is right; an mp4 says that it is not to be heard
-JOIN_S = 1.0  # a step back by more is a place where recordings were joined; as for the pictures
 
 
 def sound_streams(container: "av.container.InputContainer") -> "list[av.AudioStream]":
@@ -86,13 +86,12 @@ class SoundTrack:
 
     def _timed(self) -> Iterator[tuple["av.Packet[av.AudioStream]", float]]:
         """The packets from a little before the start on, each with its time in the output, rising."""
-        zero_s, last_s, length_s = self._start_s, float("-inf"), 0.0
+        clock, last_s, length_s = JoinedClock(self._start_s), float("-inf"), 0.0
         for packet in packets_to_the_end(self._container, self._source):
             stamp = packet.pts if packet.pts is not None else packet.dts
-            time_s = max(last_s, 0.0) + length_s if stamp is None else float(stamp * packet.time_base) - zero_s
-            if time_s < last_s - JOIN_S:
-                zero_s += time_s - last_s - length_s
-                time_s = last_s + length_s
+            time_s = max(last_s, 0.0) + length_s
+            if stamp is not None:
+                time_s = clock.time_s(float(stamp * packet.time_base), last_s, last_s + length_s)
             length_s = float((packet.duration or 0) * packet.time_base)
             if time_s > last_s:
                 last_s = time_s

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from tracknet.data.background import FRAMES_USED, frames_used, median_picture
 from tracknet.errors import UserError
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
-from tracknet.inference.network import Network, device_of
+from tracknet.inference.network import Network, device_of, out_of_memory
 from tracknet.inference.source import TimedFrame
 from tracknet.inference.track import DECIMALS
+from tracknet.out_of_memory import is_out_of_memory
 
 BATCHES_AT_ONCE = 16  # on a CPU; more would hold more frames than a block
 BLOCK_FRAMES = 300  # share one background; 10 to 12 s of video, in which a camera pans little, and 130 MB at 512x288
@@ -53,6 +54,11 @@ class _Window:
     background: NDArray[np.uint8] | None
     answers_from: int
 
+    @property
+    def first_answered(self) -> int:
+        """Number of the first frame that is answered."""
+        return self.frames[self.answers_from].number
+
 
 def detect_stream(frames: Iterable[TimedFrame], network: Network, batch_windows: int, answer_from: int = 0) -> Iterator[FrameDetection]:
     """Finds the peak of every frame, in order, holding `BLOCK_FRAMES` frames at most.
@@ -71,19 +77,17 @@ def detect_stream(frames: Iterable[TimedFrame], network: Network, batch_windows:
         answer_from: number of the first frame to answer, a `resume_point`; the answers from there on are those of a run from the start.
 
     Raises:
-        UserError: the network's output is not finite.
+        UserError: the network's output is not finite; memory runs out.
     """
-    answered = (
-        window
-        for window in _windows(frames, network.config.frames, network.config.background)
-        if window.frames[window.answers_from].number >= answer_from
-    )
+    windows = _windows(frames, network.config.frames, network.config.background)
+    answered = (window for window in windows if window.first_answered >= answer_from)
+    batches = _batches(answered, _unit_frames(network, batch_windows), batch_windows)
     on_cpu, threads = device_of(network) == "cpu", torch.get_num_threads()
     workers = min(threads, BATCHES_AT_ONCE) if on_cpu else 1
     running: deque[Future[list[FrameDetection]]] = deque()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,)) as pool:
-            while batch := list(islice(answered, batch_windows)):
+            for batch in batches:
                 running.append(pool.submit(_answers, batch, network, batch_windows))
                 if len(running) > workers:  # so that the next frames are decoded while these are at work
                     yield from running.popleft().result()
@@ -94,8 +98,8 @@ def detect_stream(frames: Iterable[TimedFrame], network: Network, batch_windows:
 
 
 def resume_point(frames_answered: int, network: Network, batch_windows: int) -> int:
-    """The last frame number, up to `frames_answered`, at which a batch and a block begin."""
-    unit = math.lcm(_block_windows(network), batch_windows) * network.config.frames
+    """The last frame number, up to `frames_answered`, at which a block begins; without background a batch."""
+    unit = _unit_frames(network, batch_windows)
     return frames_answered // unit * unit
 
 
@@ -108,6 +112,11 @@ def first_needed(answer_from: int, network: Network) -> int:
     return max(0, answer_from - 2 * _block_windows(network) * network.config.frames)
 
 
+def _unit_frames(network: Network, batch_windows: int) -> int:
+    """Frames from one resume point to the next; none of their batches holds others."""
+    return (_block_windows(network) if network.config.background else batch_windows) * network.config.frames
+
+
 def _block_windows(network: Network) -> int:
     """Windows of a block that is not the last."""
     return _block_frames(network.config.frames, network.config.background) // network.config.frames
@@ -116,6 +125,13 @@ def _block_windows(network: Network) -> int:
 def _block_frames(window_frames: int, with_background: bool) -> int:
     """Frames that are held until their windows are made."""
     return max(BLOCK_FRAMES, window_frames) if with_background else window_frames
+
+
+def _batches(windows: Iterable[_Window], unit_frames: int, batch_windows: int) -> Iterator[list[_Window]]:
+    """The windows, so many at once; no batch holds windows of two units, so that a run that goes on at one makes the same batches."""
+    for _, unit in groupby(windows, key=lambda window: window.first_answered // unit_frames):
+        while batch := list(islice(unit, batch_windows)):
+            yield batch
 
 
 def _windows(frames: Iterable[TimedFrame], length: int, with_background: bool) -> Iterator[_Window]:
@@ -167,7 +183,13 @@ def _median(samples: list[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
 
 def _answers(windows: list[_Window], network: Network, batch_windows: int) -> list[FrameDetection]:
     """Runs one batch and reads the peaks of the frames that its windows answer."""
-    logits = network(*_batch(windows, batch_windows))[: len(windows)]
+    try:
+        batch = _batch(windows, batch_windows)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(batch_windows) from None
+    logits = network(*batch)[: len(windows)]
     height, width = windows[0].frames[0].picture.shape[:2]
     xy_heatmap, score = decode_peaks(logits)
     if not torch.isfinite(score).all():

@@ -13,12 +13,23 @@ import numpy as np
 
 from tracknet.errors import UserError
 from tracknet.inference.network import device_of, model_hash, runs_in_onnx
+from tracknet.inference.picture_folder import pictures_in
 from tracknet.inference.source import FrameSource
 from tracknet.inference.track import DETECTED, INTERPOLATED, BallTrack
 from tracknet.inference.tracker import BallTracker
 from tracknet.inference.whole_file import written_whole
 
 MADE_BY = "tracknet.scripts.predict"
+READ_AGAIN = {
+    "source": dict,
+    "frames": int,
+    "detected": int,
+    "interpolated": int,
+    "fps": float | None,
+    "size": list,
+    "notes": list,
+    "frames_per_second": float,
+}
 PACKAGES = ("tracknet", "torch", "av", "numpy", "opencv-python-headless")
 
 
@@ -44,9 +55,9 @@ def track_about(detections: dict[str, Any], tracker: BallTracker) -> dict[str, A
 
 
 def fingerprint(path: Path) -> str:
-    """Changes with the name, the size and the time of any file of the footage. Raises UserError where it is gone."""
+    """Changes with the name, the size and the time of the video, or of any picture of the folder. Raises UserError where it is gone."""
+    files = pictures_in(path) if path.is_dir() else [path]  # nothing else of a folder, for the output may lie there
     try:
-        files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
         states = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read any more ({error.strerror})") from error
@@ -56,7 +67,10 @@ def fingerprint(path: Path) -> str:
 def summarise(
     about: dict[str, Any], tracker: BallTracker, track: BallTrack, notes: Sequence[str], frames_per_second: float
 ) -> dict[str, Any]:
-    """The content of `<name>.json`; `about` is that of `track_about`, by which a later run knows the file again."""
+    """The content of `<name>.json`; `about` is that of `track_about`, by which a later run knows the file again.
+
+    `overlay` becomes true before an overlay is made: what lies under its name is this program's then.
+    """
     packages = PACKAGES + (("onnxruntime",) if runs_in_onnx(Path(about["model"]["path"])) else ())
     return {
         "made_by": MADE_BY,
@@ -67,6 +81,7 @@ def summarise(
         "interpolated": int(np.count_nonzero(track.source == INTERPOLATED)),
         "fps": track.fps,
         "size": list(track.size_wh),
+        "overlay": False,
         "notes": list(notes),
         "frames_per_second": round(frames_per_second, 2),
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
@@ -86,7 +101,8 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and content.get("made_by") == MADE_BY else None
+    is_ours = isinstance(content, dict) and content.get("made_by") == MADE_BY
+    return content if is_ours and all(isinstance(content.get(name), kind) for name, kind in READ_AGAIN.items()) else None
 
 
 def _version(package: str) -> str | None:

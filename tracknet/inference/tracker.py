@@ -1,5 +1,6 @@
 """A trained network with its threshold and trajectory, ready for footage."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -80,6 +81,8 @@ class BallTracker:
     def track(self, source: str | Path | Iterable[NDArray[np.uint8]], *, fps: float | None = None) -> BallTrack:
         """The ball in every frame.
 
+        What is not as it should be with the footage, such as a file that breaks off, is told by `warnings.warn`, once for each thing.
+
         Args:
             source: a video file, a folder of pictures, or pictures (H, W, 3) uint8 RGB.
             fps: frames per second of pictures, for `time_s` and the speed of the ball; a video has its own.
@@ -98,6 +101,8 @@ class BallTracker:
 
     def _track(self, source: FrameSource, fps: float | None = None) -> BallTrack:
         found = list(self.detections(source))
+        for note in source.notes:
+            warnings.warn(f"{source.info.path}: {note}", stacklevel=3)
         if fps is not None:
             found = [replace(detection, time_s=detection.number / fps) for detection in found]
         return self.path(found, fps or source.info.fps, source.info.size_wh)
@@ -109,13 +114,18 @@ class BallTracker:
         return detect_stream(frames, self.network, self.batch_windows, answer_from)
 
     def path(self, found: Sequence[FrameDetection], fps: float | None, size_wh: tuple[int, int]) -> BallTrack:
-        """The table of all frames' peaks: those that are the ball, and what the trajectory adds. Each picture size is a path by itself."""
+        """The table of all frames' peaks: those that are the ball, and what the trajectory adds.
+
+        Each picture size is a path by itself; a part with fewer frames than a path needs is left as it is.
+        """
         if not found:
             return track_of([], fps, size_wh)
         parts = []
         for original_wh, group in groupby(found, key=lambda detection: detection.original_wh):
             part = track_of([self._row(detection) for detection in group], fps, original_wh)
-            parts.append(part if self.trajectory is None else refine(part, self.trajectory))
+            if self.trajectory is not None and len(part) >= self.trajectory.min_frames:
+                part = refine(part, self.trajectory)
+            parts.append(part)
         return join_tracks(parts).without_peaks()
 
     def _row(self, found: FrameDetection) -> TrackRow:

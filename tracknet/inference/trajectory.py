@@ -38,6 +38,11 @@ class TrajectorySettings:
         if not (self.max_speed > 0 and self.max_gap_frames >= 0 and self.min_support >= 0 and self.raise_score >= 0):
             raise ValueError(f"max_speed must be above 0 and nothing below 0: {self}")
 
+    @property
+    def min_frames(self) -> int:
+        """The fewest frames in which a path can be, as no score is above 1; in a clip of fewer nothing can be told by `refine`."""
+        return math.floor(self.min_support) + 1
+
 
 TUNED = TrajectorySettings(max_speed=0.047, max_gap_frames=2, min_support=3.0, raise_score=0.7)
 """Chosen on game 7 by `benchmarks/tune_trajectory.py`; docs/trajectory.md has what they do on other games."""
@@ -55,7 +60,8 @@ def refine(track: BallTrack, settings: TrajectorySettings = TUNED) -> BallTrack:
       NaN. Never in a gap of more than `max_gap_frames`, before the first or behind the last detection.
     - not visible, source empty: no ball. x, y and score keep the peak, if there is one, so that refining again gives the same again.
 
-    A ball seen in fewer frames than a path needs (`min_support`), such as in a clip of three frames, is dropped too.
+    A ball seen in fewer frames than a path needs (`min_support`) is dropped too, so that a clip of fewer than `settings.min_frames`
+    frames has none (`BallTracker` leaves such clips as they are).
 
     Args:
         track: in x, y and score has the peak of EVERY frame, also where it is not visible for being below the threshold; NaN: no peak.

@@ -18,7 +18,8 @@ from tracknet.inference.video_notes import VideoNotes
 from tracknet.inference.video_times import VideoTimes, stamp_s
 
 TRANSPORT_PACKETS = (188, 192, 204)  # bytes, of the kinds of MPEG transport streams
-DURATION_INSTEAD_OF_COUNT = ("matroska,webm", "flv")  # formats whose header has no number of frames, but how long they last
+DURATION_INSTEAD_OF_COUNT = ("matroska,webm", "flv")  # formats whose header has no number of frames, but when they end
+SHORTER_S = 1.0  # by which a whole file may end before the time in its header
 
 
 def open_source(path: Path) -> FrameSource:
@@ -97,10 +98,24 @@ class VideoFile:
             raise DataError(f"{shown(self._path)}: cannot be read any more ({reason_of(error)})") from error
         if self._torn:
             self.notes.append("breaks off: the file ends amid a packet of its transport stream; what was decoded is kept")
-        self.notes += notes.lines(self.info, self._duration_s, times)
+        self.notes += notes.lines(self.info, times)
+        ends_s = self.start_s + times.last_s + max(notes.last_frame_s or 0.0, 1 / self.info.fps if self.info.fps else 0.0)
+        if self._duration_s is not None and ends_s < self._duration_s - SHORTER_S and not self._holds_after(self._duration_s - SHORTER_S):
+            self.notes.append(f"the header reports {self._duration_s:.1f} s, the video ends at {ends_s:.1f} s; perhaps the file breaks off")
+
+    def _holds_after(self, clock_s: float) -> bool:
+        """Whether the file goes on until then, be it with sound only."""
+        try:
+            with open_container(self._path) as container:
+                for packet in container.demux():
+                    if packet.pts is not None and (packet.pts + (packet.duration or 0)) * packet.time_base >= clock_s:
+                        return True
+        except BROKEN_VIDEO:  # what was decoded has been given out, and this asks only how far the file goes
+            pass
+        return False
 
 
 def _duration_s(container: "av.container.InputContainer") -> float | None:
-    """What the header says of a format that does not count its frames; elsewhere FFmpeg's figure may be a guess."""
+    """When a file ends, on its own clock, by the header of a format that does not count its frames; elsewhere FFmpeg may be guessing."""
     known = container.format.name in DURATION_INSTEAD_OF_COUNT
     return container.duration / av.time_base if known and container.duration else None

@@ -13,7 +13,6 @@ from tracknet.inference.video_times import VideoTimes
 
 HIGH_DYNAMIC_RANGE: dict[int, str] = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 CHANGES_NAMED = 3  # of the resolution
-SHORTER_S = 1.0  # by which a video may end before the header's duration, which is that of the sound where the sound is longer
 
 
 @dataclass
@@ -61,6 +60,7 @@ class VideoNotes:
 
     Attributes:
         losses: what could not be decoded.
+        last_frame_s: how long the frame seen last is shown; None where it does not say.
     """
 
     def __init__(self) -> None:
@@ -72,6 +72,7 @@ class VideoNotes:
         self._turned_exactly = True
         self._interlaced = 0
         self._range: str | None = None
+        self.last_frame_s: float | None = None
 
     def see(self, frame: av.VideoFrame, size_wh: tuple[int, int], orientation: Orientation) -> None:
         """A frame was decoded; `size_wh` is its displayed size."""
@@ -83,12 +84,14 @@ class VideoNotes:
         self._turned_exactly &= orientation.exact
         self._interlaced += frame.interlaced_frame
         self._range = self._range or HIGH_DYNAMIC_RANGE.get(frame.color_trc)
+        self.last_frame_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
         self._count += 1
 
-    def lines(self, info: SourceInfo, duration_s: float | None, times: VideoTimes) -> Iterator[str]:
-        """One line for each thing; `duration_s` is the header's."""
+    def lines(self, info: SourceInfo, times: VideoTimes) -> Iterator[str]:
+        """One line for each thing."""
         yield from self._damage()
-        yield from self._against_header(info, duration_s, times)
+        if info.frame_count_reported is not None and info.frame_count_reported != self._count:
+            yield f"the header reports {info.frame_count_reported} frames, {self._count} were decoded"
         if len(self._sizes) > 1:
             changes = [f"from {_by(old)} to {_by(new)} at frame {number}" for (_, old), (number, new) in pairwise(self._sizes)]
             more = f" and {len(changes) - CHANGES_NAMED} more times" if len(changes) > CHANGES_NAMED else ""
@@ -117,12 +120,6 @@ class VideoNotes:
             yield f"{losses.unused} of {losses.packets} packets gave no frame, as happens where a video was cut"
         if self._flagged:
             yield f"{self._flagged} frames are damaged, the first is frame {self._first_flagged}; they were kept"
-
-    def _against_header(self, info: SourceInfo, duration_s: float | None, times: VideoTimes) -> Iterator[str]:
-        if info.frame_count_reported is not None and info.frame_count_reported != self._count:
-            yield f"the header reports {info.frame_count_reported} frames, {self._count} were decoded"
-        if duration_s is not None and times.last_s < duration_s - SHORTER_S:
-            yield f"the header reports {duration_s:.1f} s, the video ends at {times.last_s:.1f} s; perhaps the file breaks off"
 
 
 def _by(size_wh: tuple[int, int]) -> str:

@@ -149,11 +149,23 @@ def count_outcomes(
     return counts_of(outcome_of_frames(protocol, xy_px, detected, truth_xy_px, visibility, size_wh))
 
 
-def scores_of(protocol: Protocol, counts: Counts) -> Scores:
-    """Precision, recall by the protocol's own denominator, F1 and accuracy."""
+def scores_of(protocol: Protocol, counts: Counts, undefined: float = 0.0) -> Scores:
+    """Precision, recall by the protocol's own denominator, F1 and accuracy.
+
+    Args:
+        protocol: the rule.
+        counts: of any frames.
+        undefined: stands for a score whose denominator is 0; that of F1 is 0 where there is neither a ball nor a detection.
+    """
     balls = counts.tp + counts.fn + (counts.fp1 if protocol.fp1_in_recall else 0)
-    recall = _share(counts.tp, balls)
-    return Scores(counts.precision, recall, _harmonic_mean(counts.precision, recall), counts.accuracy)
+    claims = counts.tp + counts.fp1 + counts.fp2
+    f1 = _harmonic_mean(counts.precision, _share(counts.tp, balls))
+    return Scores(
+        precision=counts.precision if claims else undefined,
+        recall=_share(counts.tp, balls) if balls else undefined,
+        f1=f1 if claims + counts.fn else undefined,
+        accuracy=counts.accuracy if claims + counts.tn + counts.fn else undefined,
+    )
 
 
 def pixel_error(xy_px: NDArray[np.floating], truth_xy_px: NDArray[np.floating], outcome: NDArray[np.int8]) -> PixelError | None:

@@ -148,4 +148,4 @@ def protocol(name: str) -> Protocol:
         if one.name == name:
             return one
     allowed = ", ".join(one.name for one in PROTOCOLS)
-    raise ConfigError(f"protocol {shown(name)} does not exist; choose from {allowed}")
+    raise ConfigError(f"protocol {shown(name)!r} does not exist; choose from {allowed}")

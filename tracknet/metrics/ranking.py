@@ -22,7 +22,7 @@ def average_precision(right: NDArray[np.bool_], score: NDArray[np.floating], bal
     if balls == 0:
         return None
     order = np.argsort(-score, kind="stable")
-    last_of_score = np.flatnonzero(np.diff(score[order], append=np.nan))
+    last_of_score = np.cumsum(np.unique(score, return_counts=True)[1][::-1]) - 1
     true_positives = np.cumsum(right[order])[last_of_score]
     precision = true_positives / (last_of_score + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -1,5 +1,8 @@
 """The model card of a saved folder: its `README.md`, which the Hugging Face hub shows. It says nothing that `config.json` does not."""
 
+import re
+from typing import Any
+
 from huggingface_hub import EvalResult, ModelCardData
 
 from tracknet.models.configuration import TrackNetConfig
@@ -19,6 +22,8 @@ _BACKBONE_LICENCES = {
     "facebook/convnext-": ("Apache-2.0", "the models' cards"),
     "facebook/convnextv2-": ("CC-BY-NC-4.0", "facebookresearch/ConvNeXt-V2 README.md; not for commercial use"),
 }
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # anything else may be a path on the machine that trained
 
 _TEXT = """---
 {front}
@@ -51,7 +56,7 @@ python -m tracknet.scripts.predict --checkpoint path/to/this/folder rally.mp4 --
 ## Licences
 
 - Code: {code_licence}.
-- Training data: {data_licence}
+{data_licences}
 - Backbone: {backbone_licence}
 """
 
@@ -69,7 +74,7 @@ def model_card(config: TrackNetConfig) -> str:
         training=_training(config),
         score=_score(config),
         code_licence=CODE_LICENCE,
-        data_licence=_data_licence(config),
+        data_licences=_data_licences(config),
         backbone_licence=_backbone_licence(config),
     )
 
@@ -83,7 +88,7 @@ def _front_matter(config: TrackNetConfig) -> ModelCardData:
         library_name="tracknet",
         pipeline_tag="object-detection",
         tags=["tracknet", "ball-tracking", "sports", "video", config.architecture],
-        base_model=config.pretrained if config.pretrained and "/" in config.pretrained else None,
+        base_model=config.pretrained if config.pretrained and _HUB_NAME.fullmatch(config.pretrained) else None,
         metrics=["f1"],
         model_name=f"tracknet-{config.architecture}",
         eval_results=_results(config),
@@ -100,7 +105,7 @@ def _results(config: TrackNetConfig) -> list[EvalResult] | None:
             task_type="object-detection",
             task_name="Ball detection",
             dataset_type=origin["data"],
-            dataset_name=f"{origin['data']}: {_listed(chosen['games'])}",
+            dataset_name=f"{origin['data']}: {', '.join(chosen['games'])}",
             dataset_split="validation",
             metric_type="f1",
             metric_name=f"F1, protocol {chosen['protocol']}, threshold {chosen['threshold']:g} chosen on these games",
@@ -113,11 +118,26 @@ def _training(config: TrackNetConfig) -> str:
     origin = config.trained_on
     if origin is None:
         return "What it was trained on is not on record."
-    return (
-        f"Data `{origin['data']}`, {origin['step']} updates.\n\n"
-        f"- Trained on: {_listed(origin['train_games'])}.\n"
-        f"- Validated on: {_listed(origin['val_games'])}. No game is on both sides."
+    return "\n".join(
+        [
+            f"Data {_code(origin['data'])}, {origin['step']} updates.\n",
+            f"- Trained on: {_listed(origin['train_games'])}.",
+            f"- Validated on: {_listed(origin['val_games'])}.",
+            *(f"- Its weights started from others. {_start(start)}" for start in _starts(config)),
+        ]
     )
+
+
+def _starts(config: TrackNetConfig) -> list[dict[str, Any] | None]:
+    """What the weights go back to, the oldest first; None for what is not on record."""
+    return (config.trained_on or {}).get("started_from") or []  # older folders have none
+
+
+def _start(start: dict[str, Any] | None) -> str:
+    if start is None:
+        return "What those were trained on is not on record."
+    games = f"trained on {_listed(start['train_games'])}, validated on {_listed(start['val_games'])}"
+    return f"Those had seen the data {_code(start['data'])}: {games}."
 
 
 def _score(config: TrackNetConfig) -> str:
@@ -125,7 +145,7 @@ def _score(config: TrackNetConfig) -> str:
     if chosen is None:
         return "No threshold was chosen: no evaluation has found a ball, or there was none. Predictions then use 0.5."
     text = (
-        f"F1 {chosen['f1']:.4f} at a detection threshold of {chosen['threshold']:g}, by the protocol `{chosen['protocol']}`, on"
+        f"F1 {chosen['f1']:.4f} at a detection threshold of {chosen['threshold']:g}, by the protocol {_code(chosen['protocol'])}, on"
         f" {chosen['frames']} labelled frames of the validation games {_listed(chosen['games'])}.\n\n"
         "The threshold is the one of 0.01, 0.02 ... 0.99 with the best F1 in the evaluation after"
         f" {chosen['step']} updates.\nThe score is on the games that chose the threshold, and on which training chooses its best"
@@ -137,28 +157,38 @@ def _score(config: TrackNetConfig) -> str:
 
 
 def _weights_licence(config: TrackNetConfig) -> str:
-    """As the hub names it: this program's, where the data and the backbone are known to allow that."""
-    data = config.trained_on["licence"] if config.trained_on else None
-    backbone = CODE_LICENCE if config.pretrained is None else _known_backbone(config.pretrained)[0]
-    known = {licence.lower() for licence in (data, backbone) if licence is not None}
-    return CODE_LICENCE.lower() if data and known <= _PERMISSIVE and backbone else "other"
+    """As the hub names it: this program's, where all data and the backbone are known to allow that."""
+    licences = [data["licence"] if data else None for data in (*_starts(config), config.trained_on)]
+    licences.append(CODE_LICENCE if config.pretrained is None else _known_backbone(config.pretrained)[0])
+    return CODE_LICENCE.lower() if all(licence and licence.lower() in _PERMISSIVE for licence in licences) else "other"
 
 
-def _data_licence(config: TrackNetConfig) -> str:
-    if config.trained_on is None:
+def _data_licences(config: TrackNetConfig) -> str:
+    """A line for the data of the last run, and one for each other that the weights go back to."""
+    lines = [f"- Training data: {_data_licence(config.trained_on)}"]
+    lines += [f"- Training data of the weights it started from: {_data_licence(start)}" for start in _starts(config)]
+    return "\n".join(lines)
+
+
+def _data_licence(data: dict[str, Any] | None) -> str:
+    if data is None:
         return "not on record."
-    licence, data = config.trained_on["licence"], config.trained_on["data"]
-    return f"{licence} (`{data}`)." if licence else f"none is on record for `{data}`; ask its authors before you use these weights."
+    name = _code(data["data"])
+    if data["licence"]:
+        return f"{_escaped(data['licence'])} ({name})."
+    return f"none is on record for {name}; ask its authors before you use these weights."
 
 
 def _backbone_licence(config: TrackNetConfig) -> str:
-    name = config.pretrained
-    if name is None:
+    if config.pretrained is None:
+        if None in _starts(config):
+            return "not on record."
         return "trained from random weights, so none beside the above."
-    licence, source = _known_backbone(name)
+    name = _code(config.pretrained)
+    licence, source = _known_backbone(config.pretrained)
     if licence is None:
-        return f"it started from the weights of `{name}`; see the card of `{name}`."
-    return f"it started from the weights of `{name}`, {licence} ({source})."
+        return f"it started from the weights of {name}; see the card of {name}."
+    return f"it started from the weights of {name}, {licence} ({source})."
 
 
 def _known_backbone(name: str) -> tuple[str | None, str]:
@@ -168,4 +198,16 @@ def _known_backbone(name: str) -> tuple[str | None, str]:
 
 
 def _listed(games: list[str]) -> str:
-    return ", ".join(games)
+    return ", ".join(map(_escaped, games))
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown that shows it: no link, picture, HTML or emphasis comes of it. It holds no line break (`is_name`)."""
+    return re.sub(r"([\\`*_\[\]<>&~|$])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    """Text as Markdown that shows it as code, between more backticks than stand in it."""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    space = " " if len(fence) > 1 or not text.strip() else ""
+    return f"{fence}{space}{text}{space}{fence}"

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from tracknet.errors import ConfigError, UserError
+from tracknet.errors import ConfigError, UserError, shown
 from tracknet.models.card import CARD_NAME, model_card
 from tracknet.models.configuration import TrackNetConfig
 from tracknet.models.folder import CONFIG_NAME, loading_problem, quiet_transformers
@@ -19,6 +20,9 @@ from tracknet.models.networks import HeatmapNetwork, build_network
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels / 255: what torchvision and transformers train with
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What transformers and PyTorch raise on a `config.json` whose values are of other types than they take for granted.
+BAD_CONFIG_ERRORS = (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 
 
 class TrackNetModel(PreTrainedModel):
@@ -90,15 +94,22 @@ class TrackNetModel(PreTrainedModel):
             The model in evaluation mode; with `output_loading_info`, also transformers' report.
 
         Raises:
-            ConfigError: no such model, no safetensors weights, or weights that do not fit the configuration.
+            ConfigError: no such model, a `config.json` that describes none, no safetensors weights, or weights that do not fit it.
         """
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # mismatches are named and refused below
         try:
             with quiet_transformers():
                 loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        except ConfigError as error:
+            raise ConfigError(f"model {pretrained_model_name_or_path}: {error}") from error
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"model {pretrained_model_name_or_path} cannot be loaded ({' '.join(str(error).split())})") from error
+        except BAD_CONFIG_ERRORS as error:
+            reason = f"{type(error).__name__}: {shown(' '.join(str(error).split()))}"
+            raise ConfigError(
+                f"model {pretrained_model_name_or_path}: its config.json describes no network of this program ({reason})"
+            ) from error
         model, report = loaded
         kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
         if problem := loading_problem(report, kinds, harmless=lambda _: False):

@@ -167,7 +167,7 @@ def _overview(scores: Mapping[str, Any]) -> dict[str, Any]:
     for name, result in scores["protocols"].items():
         whole = result["all"]
         found = [result["games"][game]["f1"] if game in result["games"] else None for game in games]
-        rows.append([name, _f1(whole), *("" if f1 is None else f"{f1:.3f}" for f1 in found)])
+        rows.append([name, _f1(whole), *(_fraction(f1) for f1 in found)])
     return {"columns": ["F1", "all (95 %)", *games], "rows": rows}
 
 
@@ -196,15 +196,21 @@ def _rule(declaration: Mapping[str, Any]) -> str:
 
 
 def _score_row(name: str, block: Mapping[str, Any]) -> list[str]:
-    ap = "" if block.get("ap") is None else f"{block['ap']:.3f}"
-    error = (block.get("error_px") or {}).get("median")
-    shown = [name, _f1(block), f"{block['precision']:.3f}", f"{block['recall']:.3f}", ap, "" if error is None else f"{error:.1f}"]
-    return shown + [f"{block[key]:,}" for key in ("tp", "fp1", "fp2", "tn", "fn")]
+    error = (block["error_px"] or {}).get("median")
+    rates = [_fraction(block[key]) for key in ("precision", "recall", "ap")]
+    return [name, _f1(block), *rates, "" if error is None else f"{error:.1f}"] + [
+        f"{block[key]:,}" for key in ("tp", "fp1", "fp2", "tn", "fn")
+    ]
 
 
 def _f1(block: Mapping[str, Any]) -> str:
-    interval = (block.get("intervals") or {}).get("f1")
-    return f"{block['f1']:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    interval = block["intervals"]["f1"]
+    return _fraction(block["f1"]) + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _fraction(value: float | None) -> str:
+    """Nothing where no frame counts."""
+    return "" if value is None else f"{value:.3f}"
 
 
 def _gallery(gallery: Gallery) -> dict[str, Any]:

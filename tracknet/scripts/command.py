@@ -11,10 +11,32 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tracknet.errors import ConfigError, UserError
+from tracknet.errors import ConfigError, UserError, shown
 
 EXIT_INTERRUPTED = 130
 _OVERRIDE = re.compile(r"-*[A-Za-z_]\w*(\.\w+)+=")
+
+
+def fraction(text: str) -> float:
+    """An option's value above 0 and below 1. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a number above 0 and below 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """An option's value of at least 1. Raises ArgumentTypeError."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a whole number, 1 or more")
+    return value
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +77,7 @@ def run_command(action: Callable[[], int | None]) -> int:
     """
     # Read when torch is first imported: threads that spin while they wait take the cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _fill_closed_streams()
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         return action() or 0
@@ -68,18 +91,29 @@ def run_command(action: Callable[[], int | None]) -> int:
         return EXIT_INTERRUPTED
 
 
+def _fill_closed_streams() -> None:
+    """Lets no file be opened under the number of a closed stream (`2>&-`), for C libraries would write their warnings into it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+
+
 def say(line: str) -> None:
-    """Writes a line to stderr."""
+    """Writes a line to stderr; where that was closed, nobody listens."""
+    if sys.stderr is None:
+        return
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def print_result(text: str) -> None:
-    """Writes text to stdout; a reader that leaves early (`| head`) is no error.
+    """Writes text to stdout; a reader that leaves early (`| head`) is no error, nor that nobody listens (`>&-`).
 
     Raises:
         UserError: stdout cannot be written, such as a file on a full disk.
     """
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracknet.errors import ConfigError
+from tracknet.errors import ConfigError, shown
 from tracknet.schema.data import DataConfig
 from tracknet.schema.training import TrainingConfig
 from tracknet.scripts.command import Parser, print_result, run_command, say
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MODULE = "tracknet.scripts.evaluate"
 DEFAULT_OUTPUT = Path("outputs") / "evaluation"
+DIGITS = 18
 
 
 def build_parser() -> Parser:
@@ -36,12 +37,14 @@ def build_parser() -> Parser:
         " data.root=FOLDER or 'data.split.val_games=[game8]'.",
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="the model: a checkpoint, or what the export wrote")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="a CSV game,clip,frame,visible,x,y,score; no model is needed")
+    parser.add_argument("--checkpoint", type=_path, metavar="FOLDER", help="the model: a checkpoint, or what the export wrote")
+    parser.add_argument("--predictions", type=_path, metavar="FILE", help="a CSV game,clip,frame,visible,x,y,score; no model is needed")
     parser.add_argument("--data", default=DEFAULT_NAMES["data"], metavar="NAME", help="YAML of configs/data (default: %(default)s)")
     parser.add_argument("--split", default="val", choices=("val", "train", "test"), help="which games (default: %(default)s)")
     parser.add_argument("--protocol", nargs="+", action="extend", metavar="NAME", help="which rules (default: all)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the files go (default: one of outputs/evaluation)")
+    parser.add_argument(
+        "--output", type=_path, metavar="FOLDER", help="where the files go (default: a folder of its own in outputs/evaluation)"
+    )
     parser.add_argument("--threshold", type=_fraction, metavar="T", help="in place of the one chosen for the model")
     parser.add_argument(
         "--batch-size", type=_windows, default=4, metavar="N", help="windows at once, on a CPU in each thread (default: %(default)s)"
@@ -50,25 +53,34 @@ def build_parser() -> Parser:
     return parser
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and below 1")
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} must be a number above 0 and below 1")
     return value
 
 
 def _windows(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return value
+    return _whole_number(text, 1)
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
-    return value
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} must be a whole number from {least} on, of at most {DIGITS} digits")
+    return int(text)
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -103,6 +115,11 @@ def _with_protocols(argv: Sequence[str]) -> list[str]:
     return [*overrides, *others]
 
 
+def _default_output(subject: Path, arguments: argparse.Namespace) -> Path:
+    """A folder named by the last two parts of the path of what is evaluated, and by the data."""
+    return DEFAULT_OUTPUT / "-".join(subject.absolute().parts[-2:]) / f"{arguments.data}-{arguments.split}"
+
+
 def _score_file(arguments: argparse.Namespace, data: DataConfig, games: list[str], protocols: list[Any]) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0  # there is nothing to share
@@ -111,7 +128,7 @@ def _score_file(arguments: argparse.Namespace, data: DataConfig, games: list[str
 
     path: Path = arguments.predictions
     index, lines = read_split(data, games)
-    output = arguments.output or path.parent
+    output = arguments.output or _default_output(path.with_suffix(""), arguments)
     record = {"data": arguments.data, "split": arguments.split, "games": list(index.games)}
     scores = score_file(path, index, protocols, arguments.seed, output, record=record, notes=lines)
     _print(f"{path} on {arguments.data} {arguments.split}", scores, output)
@@ -128,7 +145,7 @@ def _evaluate_model(arguments: argparse.Namespace, data: DataConfig, games: list
 
     folder: Path = arguments.checkpoint
     read_model_config(folder)  # before the processes meet
-    output = arguments.output or DEFAULT_OUTPUT / "-".join(folder.absolute().parts[-2:]) / f"{arguments.data}-{arguments.split}"
+    output = arguments.output or _default_output(folder, arguments)
     with _ranks() as ranks:
         _, _, local_rank, local_size = world_from_environment(os.environ)
         network = ranks.together(lambda: load_network(folder, "cpu" if runs_in_onnx(folder) else str(ranks.device)))

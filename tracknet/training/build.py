@@ -32,6 +32,7 @@ from tracknet.training.optimization import LearningRate, build_optimizer
 from tracknet.training.plan import schedule_steps
 from tracknet.training.previews import draw_previews
 from tracknet.training.progress import Progress
+from tracknet.training.provenance import provenance_of
 from tracknet.training.ranks import Ranks
 from tracknet.training.restart import launcher_of
 from tracknet.training.saver import BackgroundSaver
@@ -55,7 +56,8 @@ def check_sources(config: Config, starts_from: Path | None) -> None:
         starts_from: `training.init_from`; None also where a checkpoint brings the weights.
 
     Raises:
-        ConfigError: `data.root`, `training.init_from` or `model.pretrained_model_name` is not there or does not fit.
+        ConfigError: `data.root`, `training.init_from` or `model.pretrained_model_name` is not there or does not fit, or a name cannot
+            stand in a card.
         CheckpointError: `training.init_from` is a damaged checkpoint.
     """
     if config.data.root is not None:
@@ -65,6 +67,7 @@ def check_sources(config: Config, starts_from: Path | None) -> None:
         check_init_from(starts_from)
         if (starts_from / MANIFEST_FILE).exists():
             verify_checkpoint(starts_from)
+    provenance_of(config, None, starts_from)
 
 
 def build_data(config: Config, ranks: Ranks) -> Datasets:
@@ -83,9 +86,10 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks, starts_from:
 
     def build() -> TrackNetModel:
         model = build_model(config.model, config.data, datasets.input_wh)
-        model.config.trained_on = _origin(config)
         if starts_from is not None:
             load_weights_from(model, starts_from)
+        provenance = provenance_of(config, model.config.pretrained, starts_from)
+        model.config.pretrained, model.config.trained_on = provenance.pretrained, provenance.trained_on
         return model
 
     model = ranks.together(build)
@@ -97,13 +101,6 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks, starts_from:
     count = sum(p.numel() for p in model.parameters())
     log.info("%s: %.2f M parameters, on %s", config.model.model_name, count / 1e6, ranks.device)
     return model
-
-
-def _origin(config: Config) -> dict[str, Any]:
-    """What a folder of the model tells of its training; see `TrackNetConfig`."""
-    data = config.data
-    games = {"train_games": list(data.split.train_games), "val_games": list(data.split.val_games)}
-    return {"data": config.runtime.data_name, "licence": data.licence, **games, "step": 0}
 
 
 def backbone_frozen_epochs(config: Config) -> float:

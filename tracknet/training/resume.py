@@ -196,6 +196,7 @@ def _existing(ckpt_dir: Path) -> str:
 _FIXED = (
     "model",
     "data.background",
+    "data.licence",  # of what it was trained on already
     "data.preprocess",
     "data.sequence",
     "data.split",

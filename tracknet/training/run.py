@@ -31,6 +31,7 @@ from tracknet.training.checkpoint import BEST, inspect_checkpoint, linked_step, 
 from tracknet.training.farewell import leaving_with_a_word
 from tracknet.training.launch import reshard_after_forward, sharding_requested
 from tracknet.training.plan import plan_steps, restored_position
+from tracknet.training.provenance import warn_of_known_games
 from tracknet.training.ranks import Ranks
 from tracknet.training.restart import launcher_of
 from tracknet.training.resume import ResumePoint, check_same_run, find_own_run, find_resume
@@ -110,7 +111,8 @@ def _train(cfg: DictConfig, resume: str | None, accelerator: Accelerator, precis
     _name_run(cfg, continuation, ranks)
     run, tracker = _open_run(cfg, continuation, ranks, state)
     with _recorded_ending(run, tracker, ranks) as outcome, StopRequest() as stop:
-        ranks.on_main(lambda: log_leaks(datasets))
+        warn_of_known_games(state.model.config.trained_on)
+        ranks.on_main(lambda: log_leaks(datasets, lambda: stop.requested))
         trainer = build_trainer(
             typed(cfg),
             _plain(cfg),

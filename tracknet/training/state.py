@@ -18,6 +18,7 @@ from tracknet.training.microbatch import MicroBatchSize
 from tracknet.training.optimization import state_tensors
 from tracknet.training.optimizer_state import pack_optimizer, unpack_optimizer
 from tracknet.training.position import Position
+from tracknet.training.provenance import read_provenance
 from tracknet.training.sharding import as_sharded, full_tensors
 
 # What memory is needed for, each with a micro-batch size of its own.
@@ -164,6 +165,9 @@ class TrainingState:
             self.micro_batch_sizes[phase].restore(size)
         if "detection" in saved:  # not in older checkpoints
             self.detection = saved["detection"]
+        past = read_provenance(checkpoint.path)
+        if past.trained_on is not None:  # nor is this; what was trained before is as it was, whatever this launch is told
+            self.model.config.pretrained, self.model.config.trained_on = past.pretrained, past.trained_on
 
     def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
         self._check_fits(weights)
