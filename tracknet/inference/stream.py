@@ -1,6 +1,7 @@
 """A network over footage of any length: each frame goes in once, and memory stays as it is."""
 
 import math
+import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -142,8 +143,7 @@ def _windows(frames: Iterable[TimedFrame], length: int, with_background: bool) -
     samples: list[NDArray[np.uint8]] = []  # that make the background
     unseen = 0  # how many of those held the background does not know
     for frame in frames:
-        # a copy: PyAV's pictures keep the whole decoded frame alive, and whoever gives arrays may use one buffer again and again
-        held.append(replace(frame, picture=frame.picture.copy()))
+        held.append(replace(frame, picture=_own_copy(frame.picture)))
         unseen += 1
         if len(held) < block_frames:
             continue
@@ -164,6 +164,17 @@ def _windows(frames: Iterable[TimedFrame], length: int, with_background: bool) -
         last = [*before, *held][-length:]
         answers_from = len(last) - (len(held) - whole)
         yield _Window(last + [last[-1]] * (length - len(last)), background, answers_from)
+
+
+def _own_copy(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy, for PyAV's pictures keep the whole decoded frame alive, and whoever gives arrays may use one buffer again and again.
+
+    In pages of its own, which go back to the system with it: on the heap the many pictures that come and go leave holes, and a process
+    that works for hours grows.
+    """
+    own = np.frombuffer(mmap.mmap(-1, picture.nbytes), np.uint8).reshape(picture.shape)
+    np.copyto(own, picture)
+    return own
 
 
 def _end_to_end(frames: list[TimedFrame], length: int, background: NDArray[np.uint8] | None) -> Iterator[_Window]:
