@@ -29,7 +29,7 @@ def launch(processes: int, folder: Path, clips: Path, double: bool, *more: str) 
 
 
 # In float32 rounding flips a ReLU now and then, and Adam's usual eps of 1e-8 makes that large; in float64 nothing flips.
-@pytest.mark.parametrize(("double", "eps", "tolerance"), [(False, 1e-3, 1e-5), (True, 1e-8, 1e-11)])
+@pytest.mark.parametrize(("double", "eps", "tolerance"), [pytest.param(False, 1e-3, 1e-5, marks=pytest.mark.slow), (True, 1e-8, 1e-11)])
 def test_two_ranks_keep_identical_weights_and_lose_as_one_process_with_twice_the_batch(double, eps, tolerance, tmp_path):
     clips = tmp_path / "clips"
     # 42 windows: 5 whole steps of 8 and a ragged one of 2, 24 steps in all; 3 validation clips do not divide evenly either
