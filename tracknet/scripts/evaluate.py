@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tracknet.errors import ConfigError, shown
 from tracknet.schema.data import DataConfig
 from tracknet.schema.training import TrainingConfig
-from tracknet.scripts.command import Parser, print_result, run_command, say
+from tracknet.scripts.command import Parser, fraction, positive, print_result, run_command, say
 from tracknet.utils.config.build import DEFAULT_NAMES
 from tracknet.utils.config.scored import scored_data
 
@@ -45,9 +45,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--output", type=_path, metavar="FOLDER", help="where the files go (default: a folder of its own in outputs/evaluation)"
     )
-    parser.add_argument("--threshold", type=_fraction, metavar="T", help="in place of the one chosen for the model")
+    parser.add_argument("--threshold", type=fraction, metavar="T", help="in place of the one chosen for the model")
     parser.add_argument(
-        "--batch-size", type=_windows, default=4, metavar="N", help="windows at once, on a CPU in each thread (default: %(default)s)"
+        "--batch-size", type=positive, default=4, metavar="N", help="windows at once, on a CPU in each thread (default: %(default)s)"
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the intervals (default: %(default)s)")
     return parser
@@ -59,27 +59,9 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{shown(text)!r} must be a number above 0 and below 1")
-    return value
-
-
-def _windows(text: str) -> int:
-    return _whole_number(text, 1)
-
-
 def _seed(text: str) -> int:
-    return _whole_number(text, 0)
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS and int(text) >= least):
-        raise argparse.ArgumentTypeError(f"{shown(text)!r} must be a whole number from {least} on, of at most {DIGITS} digits")
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS):
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} must be a whole number from 0 on, of at most {DIGITS} digits")
     return int(text)
 
 
