@@ -12,7 +12,6 @@ from tracknet.data.decode import Frame
 from tracknet.inference.track import INTERPOLATED, BallTrack
 
 TRAIL_S = 0.5
-FPS_UNKNOWN = 25.0
 LONGEST_STEP = 0.25  # of the picture's width from one frame to the next; a longer one is a cut of the camera, no flight
 DETECTED_RGB = (255, 214, 0)
 INTERPOLATED_RGB = (0, 229, 255)
