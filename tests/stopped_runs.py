@@ -96,16 +96,16 @@ def with_room_for(samples: Mapping[int, int]) -> Iterator[None]:
 @contextmanager
 def noting_keys(file: Path) -> Iterator[None]:
     """Each training window that is read, by this process or its workers, becomes a line `epoch window`."""
-    read = WindowDataset.__getitem__
+    read = WindowDataset.block
 
-    def read_and_note(self: WindowDataset, key: tuple[int, int]) -> Any:
+    def read_and_note(self: WindowDataset, keys: list[tuple[int, int]], *allocate: Any) -> Any:
         if self.training is not None:
             with file.open("a") as lines:
-                lines.write(f"{key[0]} {key[1]}\n")
-        return read(self, key)
+                lines.writelines(f"{epoch} {window}\n" for epoch, window in keys)
+        return read(self, keys, *allocate)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WindowDataset, "__getitem__", read_and_note)
+        patch.setattr(WindowDataset, "block", read_and_note)
         yield
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracknet.data.augment import Augmentation, TrainingTransform, apply_gain, draw_augmentation, training_transform, warp
-from tracknet.geometry import horizontal_flip, inside, scaling, translation
+from tracknet.geometry import Affine, horizontal_flip, inside, scaling, translation
 from tracknet.schema.data import AugmentConfig, DataConfig, PreprocessConfig
 
 INPUT = (128, 96)
@@ -23,6 +25,13 @@ transforms = st.builds(
 positions = st.tuples(st.floats(0, INPUT[0] - 1), st.floats(0, INPUT[1] - 1))
 
 
+def warped(picture: np.ndarray, affine: Affine, size_wh: tuple[int, int]) -> np.ndarray:
+    """One picture, into memory of its own."""
+    place = np.empty((size_wh[1], size_wh[0], 3), np.uint8)
+    warp([picture], affine, [place])
+    return place
+
+
 def draw(transform: TrainingTransform, xy: object, seed: int = 0, input_wh: tuple[int, int] = INPUT) -> Augmentation:
     points = np.atleast_2d(np.array(xy, dtype=float))
     return draw_augmentation(np.random.default_rng(seed), transform, input_wh, points, np.ones(len(points), bool))
@@ -33,7 +42,7 @@ def draw(transform: TrainingTransform, xy: object, seed: int = 0, input_wh: tupl
 def test_the_ball_in_the_picture_moves_with_its_coordinates(transform: TrainingTransform, xy: tuple[float, float], seed: int) -> None:
     drawn = draw(transform, xy, seed)
     scale = abs(drawn.affine.matrix[0, 0])
-    picture = warp(blob_picture(INPUT, xy, sigma=2.5), drawn.affine, drawn.size_wh)
+    picture = warped(blob_picture(INPUT, xy, sigma=2.5), drawn.affine, drawn.size_wh)
     assert picture.shape == (drawn.size_wh[1], drawn.size_wh[0], 3)
     after = drawn.affine(np.array(xy))
     room, room_before = 3.5 * 2.5 * scale + 1, 3.5 * 2.5
@@ -56,7 +65,7 @@ def test_warping_the_part_is_warping_the_whole(scale: float, left: float, top: f
     picture = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     affine = (horizontal_flip(128) if flip else translation(0, 0)).then(scaling(scale)).then(translation(-left, -top))
     whole = cv2.warpAffine(picture, affine.matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    difference = np.abs(warp(picture, affine, size).astype(int) - whole)
+    difference = np.abs(warped(picture, affine, size).astype(int) - whole)
     # OpenCV rounds source positions to 1/32 px or to float32, which may fall one step apart between the two
     assert difference.max() <= 255 / 32 + 1
     assert (difference > 1).mean() < 0.05
@@ -69,7 +78,7 @@ def test_a_crop_without_scaling_copies_pixels(left: int, top: int, flip: bool) -
     affine = (horizontal_flip(128) if flip else translation(0, 0)).then(translation(-left, -top))
     source = picture[:, ::-1] if flip else picture
     rows, columns = np.arange(top, top + 48).clip(0, 95), np.arange(left, left + 64).clip(0, 127)
-    np.testing.assert_array_equal(warp(picture, affine, (64, 48)), source[rows][:, columns])
+    np.testing.assert_array_equal(warped(picture, affine, (64, 48)), source[rows][:, columns])
 
 
 @given(
@@ -149,7 +158,7 @@ def test_what_is_off_changes_nothing() -> None:
     np.testing.assert_array_equal(drawn.affine.matrix, translation(0, 0).matrix)
     assert (drawn.reverse, drawn.gain.tolist()) == (False, [1, 1, 1])
     picture = blob_picture(INPUT, (20, 30))
-    np.testing.assert_array_equal(warp(picture, drawn.affine, drawn.size_wh), picture)
+    np.testing.assert_array_equal(warped(picture, drawn.affine, drawn.size_wh), picture)
 
 
 def test_every_key_reaches_the_transform() -> None:
@@ -178,4 +187,35 @@ def test_draws_stay_in_their_ranges_and_use_them() -> None:
 def test_the_gain_multiplies_each_colour_and_is_cut_off_at_white() -> None:
     picture = np.array([[[100, 100, 100], [250, 250, 250], [0, 1, 255]]], np.uint8)
     expected = [[[50, 120, 100], [125, 255, 250], [0, 1, 255]]]
-    np.testing.assert_array_equal(apply_gain(picture, np.array([0.5, 1.2, 1.0])), expected)
+    apply_gain([picture], np.array([0.5, 1.2, 1.0]))
+    np.testing.assert_array_equal(picture, expected)
+
+
+@given(gain=st.lists(st.floats(0, 3), min_size=3, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_the_gain_of_every_value_is_rounded(gain: list[float]) -> None:
+    picture = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    expected = np.clip(np.rint(picture * np.array(gain)), 0, 255)
+    apply_gain([picture], np.array(gain))
+    np.testing.assert_array_equal(picture, expected)
+
+
+def test_several_pictures_are_changed_alike_and_each_in_its_place() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
+    drawn = draw(TrainingTransform(1, (0.7, 1.4), 0.2, 0, (40, 30), 0.5), (3.0, 4.0))
+    together = np.zeros((4, 30, 40, 3), np.uint8)
+    drawn.change(list(pictures), list(together))
+    for picture, got in zip(pictures, together, strict=True):
+        alone = warped(picture, drawn.affine, drawn.size_wh)
+        apply_gain([alone], drawn.gain)
+        np.testing.assert_array_equal(got, alone)
+    assert together.any()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"flip_prob": 0.5}, {"scale": (0.9, 1.0)}, {"brightness": 0.1}, {"reverse_prob": 0.1}, {"crop_wh": (8, 8)}]
+)
+def test_a_transform_tells_whether_it_can_change_anything(changed: dict[str, object]) -> None:
+    nothing = TrainingTransform(0, (1.0, 1.0), 0, 0, None, 0.75)
+    assert nothing.changes_nothing
+    assert not replace(nothing, **changed).changes_nothing  # type: ignore[arg-type]

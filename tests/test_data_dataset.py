@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tracknet.data.augment import TrainingTransform
-from tracknet.data.batch import Batch
+from tracknet.data.batch import Batch, as_stored
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.formats import read_clips
 from tracknet.data.frames import FrameStore
@@ -30,26 +31,53 @@ def index_of(lengths: list[int]) -> ClipIndex:
     return join_clips(parts)
 
 
+@dataclass
+class Window:
+    frames: np.ndarray  # (T, H, W, 3)
+    background: np.ndarray | None  # (H, W, 3)
+    xy_input: np.ndarray
+    visible: np.ndarray
+    labeled: np.ndarray
+    frame_row: np.ndarray
+    counted: np.ndarray
+
+
 class BlankStore(FrameStore):
     """Black frames."""
 
     def __init__(self) -> None:
         super().__init__(Path(), (16, 12))
 
-    def frames(self, clip: Clip) -> np.ndarray:
-        return np.zeros((clip.length, 12, 16, 3), np.uint8)
+    def window(self, clip: Clip, first: int, count: int) -> np.ndarray:
+        assert 0 <= first < first + count <= clip.length
+        return np.zeros((count, 12, 16, 3), np.uint8)
 
 
-def dataset_of(root: Path, games: list[str], training: TrainingTransform | None, length: int = 3, **options: object) -> WindowDataset:
+def dataset_of(
+    root: Path,
+    games: list[str],
+    training: TrainingTransform | None,
+    length: int = 3,
+    background: bool = True,
+    input_wh: tuple[int, int] | None = None,
+) -> WindowDataset:
     index, _ = read_clips(root, games, "stop")
-    store = FrameStore(root / "cache", options.pop("input_wh", None))  # type: ignore[arg-type]
+    store = FrameStore(root / "cache", input_wh)
     for clip in index.clips:
         store.prepare(clip)
-    return WindowDataset(index, store, SequenceConfig(length=length), background=True, seed=7, training=training)
+    return WindowDataset(index, store, SequenceConfig(length=length), background=background, seed=7, training=training)
 
 
 def batch_of(dataset: WindowDataset, epoch: int = 0) -> Batch:
-    return dataset.collate([dataset[epoch, window] for window in range(len(dataset))])
+    return dataset.batch([(epoch, window) for window in range(len(dataset))])
+
+
+def one_window(dataset: WindowDataset, window: int, epoch: int = 0) -> Window:
+    """A batch of it alone, as arrays without the first dimension."""
+    batch = dataset.batch([(epoch, window)])
+    background = None if batch.background is None else as_stored(batch.background)[0].numpy()
+    labels = {name: getattr(batch, name)[0].numpy() for name in ("xy_input", "visible", "labeled", "frame_row", "counted")}
+    return Window(frames=as_stored(batch.frames)[0].numpy(), background=background, **labels)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -63,7 +91,7 @@ def test_evaluation_counts_each_frame_once_and_never_leaves_a_clip(lengths: list
     dataset = WindowDataset(index, BlankStore(), SequenceConfig(length=length, stride=2), background=False, seed=0, training=None)
     clip_of_row, counted = index.clip_of_row, []
     for window in range(len(dataset)):
-        sample = dataset[0, window]
+        sample = one_window(dataset, window)
         assert len(set(clip_of_row[sample.frame_row])) == 1
         steps = np.diff(sample.frame_row)
         assert set(steps) <= {0, 1}
@@ -84,7 +112,7 @@ def test_training_windows_start_every_stride_inside_a_clip(lengths: list[int], l
         for start in range(0, clip.length, stride)
         if start + length <= clip.length or start == 0
     ]
-    samples = [dataset[0, window] for window in range(len(dataset))]
+    samples = [one_window(dataset, window) for window in range(len(dataset))]
     assert [int(sample.frame_row[0]) for sample in samples] == starts
     for sample in samples:
         clip = index.clips[index.clip_of_row[sample.frame_row[0]]]
@@ -98,7 +126,7 @@ def test_without_sequences_every_frame_is_a_sample(tmp_path: Path) -> None:
     sequence = SequenceConfig(enabled=False, length=5, stride=3)
     for training in (None, PLAIN):
         dataset = WindowDataset(index_of([4, 3]), BlankStore(), sequence, background=False, seed=0, training=training)
-        assert [dataset[0, window].frame_row.tolist() for window in range(len(dataset))] == [[row] for row in range(7)]
+        assert [one_window(dataset, window).frame_row.tolist() for window in range(len(dataset))] == [[row] for row in range(7)]
 
 
 def test_a_frame_without_a_ball_is_labelled_and_one_without_a_label_is_not(tmp_path: Path) -> None:
@@ -129,21 +157,75 @@ def test_an_evaluation_batch_holds_the_pictures_and_positions_in_input_px(tmp_pa
         np.testing.assert_allclose(blob_centroid(picture.permute(1, 2, 0).numpy()), xy, atol=0.2)
 
 
+def test_clips_of_several_sizes_have_their_positions_in_input_px(tmp_path: Path) -> None:
+    sizes = [(64, 48), (64, 48), (128, 96), (64, 48)]
+    xy_px = [write_clip(tmp_path / "game1" / f"Clip{number}", count=4, size_wh=size) for number, size in enumerate(sizes)]
+    dataset = dataset_of(tmp_path, ["game1"], None, length=1, input_wh=(32, 24))
+    expected = np.concatenate([(xy + 0.5) * 32 / size[0] - 0.5 for xy, size in zip(xy_px, sizes, strict=True)])
+    batch = batch_of(dataset)
+    np.testing.assert_allclose(batch.xy_input[:, 0], expected, atol=1e-3)
+    assert batch.visible.all()
+
+
 @pytest.mark.parametrize("training", [None, ALL])
 def test_a_batch_of_nothing_has_the_shapes_and_types_of_any_other(tmp_path: Path, training: TrainingTransform | None) -> None:
     write_clip(tmp_path / "game1" / "Clip1")
     dataset = dataset_of(tmp_path, ["game1"], training)
-    empty, full = dataset.collate([]), batch_of(dataset)
+    empty, full = dataset.batch([]), batch_of(dataset)
     assert len(empty) == 0
     for name, value in vars(full).items():
         assert getattr(empty, name).shape[1:] == value.shape[1:], name
         assert getattr(empty, name).dtype == value.dtype, name
 
 
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("training", [None, PLAIN, ALL])
+def test_a_batch_of_nothing_makes_a_blank_window_like_any_other(
+    tmp_path: Path, training: TrainingTransform | None, background: bool
+) -> None:
+    write_clip(tmp_path / "game1" / "Clip1")
+    dataset = dataset_of(tmp_path, ["game1"], training, background=background)
+    blank, full = dataset.batch([]).blank_window(), dataset.batch([(0, 0)])
+    for name, value in vars(full).items():
+        if value is None:
+            assert getattr(blank, name) is None
+            continue
+        assert (getattr(blank, name).shape, getattr(blank, name).stride()) == (value.shape, value.stride()), name
+        assert getattr(blank, name).dtype == value.dtype
+        assert not getattr(blank, name).any()
+
+
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_windows_without_augmentation_are_the_frames_of_their_rows(tmp_path: Path, length: int) -> None:
+    for number, count in enumerate((5, 8), start=1):  # the first is shorter than the longest window
+        write_clip(tmp_path / "game1" / f"Clip{number}", count=count)
+    for picture in (tmp_path / "game1" / "Clip2").glob("*.png"):  # so that the clips have different backgrounds
+        Image.fromarray(np.asarray(Image.open(picture)) // 2).save(picture)
+    for training in (None, PLAIN):
+        dataset = dataset_of(tmp_path, ["game1"], training, length=length)
+        index = dataset.index
+        pictures = np.concatenate([dataset.store.window(clip, 0, clip.length) for clip in index.clips])
+        keys = [(3, window) for window in np.random.default_rng(0).permutation(len(dataset)).tolist()]
+        batch = dataset.batch(keys)
+        np.testing.assert_array_equal(batch.frames.numpy(), pictures[batch.frame_row.numpy()].transpose(0, 1, 4, 2, 3))
+        clips = [index.clips[number] for number in index.clip_of_row[batch.frame_row[:, 0].numpy()]]
+        assert len(set(clips)) == 2
+        still = np.stack([dataset.store.background(clip) for clip in clips])
+        np.testing.assert_array_equal(batch.background.numpy(), still.transpose(0, 3, 1, 2))
+        assert batch.sample_index.tolist() == [window for _, window in keys]
+        for number, key in enumerate(keys):
+            assert same(dataset.batch([key]), next(batch_from(batch, number).split(1)))
+
+
+def batch_from(batch: Batch, number: int) -> Batch:
+    """The windows from `number` on."""
+    return Batch(*(None if value is None else value[number:] for value in vars(batch).values()))
+
+
 @given(window=st.integers(0, 5), epoch=st.integers(0, 1000))
 @settings(max_examples=80, deadline=None)
 def test_ball_coordinates_and_background_move_together(blobs: WindowDataset, window: int, epoch: int) -> None:
-    sample = blobs[epoch, window]
+    sample = one_window(blobs, window, epoch)
     assert sample.background is not None
     assert sample.frames.shape == (3, 32, 40, 3)
     reversed_order = bool(np.diff(sample.frame_row)[0] == -1)
@@ -196,11 +278,11 @@ def test_a_window_played_backwards_takes_everything_along(tmp_path: Path) -> Non
     write_clip(tmp_path / "game1" / "Clip1", count=4)
     dataset = dataset_of(tmp_path, ["game1"], TrainingTransform(0, (1.0, 1.0), 0, 1.0, None, 0))
     dataset.index.visibility[:] = [-1, 1, 0, 1]
-    sample = dataset[0, 0]
+    sample = one_window(dataset, 0)
     assert sample.frame_row.tolist() == [2, 1, 0]
     assert sample.labeled.tolist() == [True, True, False]
     assert sample.visible.tolist() == [False, True, False]
-    np.testing.assert_array_equal(sample.frames, dataset.store.frames(dataset.index.clips[0])[2::-1])
+    np.testing.assert_array_equal(sample.frames, dataset.store.window(dataset.index.clips[0], 0, 3)[::-1])
 
 
 def test_the_data_set_pickles_small_and_reads_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from clips import blob_picture, first_frames_of_real_clip, label_rows, write_clip, write_games, write_labels, write_video
 
 from tracknet.data import loader as loader_module
-from tracknet.data.batch import Batch
+from tracknet.data.batch import Batch, as_stored
 from tracknet.data.build import Datasets, build_datasets
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.loader import EpochLoader
@@ -53,16 +53,26 @@ def loader_for(datasets: Datasets, workers: int, persistent: bool = True) -> Epo
 
 def same(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(one, other, strict=True) for name in vars(a)
+        x is y is None or (torch.equal(x, y) and x.stride() == y.stride())
+        for a, b in zip(one, other, strict=True)
+        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
     )
 
 
-def test_the_number_of_workers_changes_nothing(root: Path) -> None:
-    datasets = build_datasets(config_for(root), seed=1)
-    alone, two, anew = loader_for(datasets, 0), loader_for(datasets, 2), loader_for(datasets, 2, persistent=False)
+@pytest.mark.parametrize("augment", [True, False])
+def test_the_number_of_workers_changes_nothing(root: Path, augment: bool) -> None:
+    changes = {} if augment else {"augment": AugmentConfig(), "preprocess": PreprocessConfig(), "background": "none"}
+    datasets = build_datasets(config_for(root, **changes), seed=1)
+    alone, one, two, anew = (
+        loader_for(datasets, 0),
+        loader_for(datasets, 1),
+        loader_for(datasets, 2),
+        loader_for(datasets, 2, persistent=False),
+    )
     for epoch in (0, 1):
         expected = list(alone.epoch(epoch))
         assert len(expected) == len(alone) == 4
+        assert same(list(one.epoch(epoch)), expected)
         assert same(list(two.epoch(epoch)), expected)
         assert same(list(anew.epoch(epoch)), expected)
     assert not same(list(alone.epoch(0)), expected)
@@ -239,14 +249,16 @@ def test_a_worker_whose_main_process_has_gone_before_it_could_notice_leaves(tmp_
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_cache_that_vanishes_is_one_line(root: Path, workers: int) -> None:
+def test_a_cache_that_vanishes_changes_nothing_and_a_source_that_vanishes_too_is_one_line(root: Path, workers: int) -> None:
+    expected = list(loader_for(build_datasets(config_for(root), seed=1), 0).epoch(0))
     datasets = build_datasets(config_for(root), seed=1)
     shutil.rmtree(root.parent / "cache")
+    assert same(list(loader_for(datasets, workers).epoch(0)), expected)
+    shutil.rmtree(root)
     for error in loader_for(datasets, workers).epoch(0):
         assert isinstance(error, DataError)
-        assert "gone or broken" in str(error)
         assert "\n" not in str(error)
-        assert str(error).startswith(str(root.parent / "cache"))
+        assert str(error).startswith(str(root))
 
 
 def test_both_sides_are_built_as_configured(root: Path) -> None:
@@ -254,10 +266,10 @@ def test_both_sides_are_built_as_configured(root: Path) -> None:
     assert datasets.input_wh == (48, 36)
     assert datasets.dropped == []
     assert (datasets.train.index.games, datasets.val.index.games) == (("game1",), ("game2",))
-    assert datasets.train.collate([datasets.train[0, 0]]).frames.shape == (1, 3, 3, 32, 40)
-    assert datasets.val.collate([datasets.val[0, 0]]).frames.shape == (1, 3, 3, 36, 48)
+    assert datasets.train.batch([(0, 0)]).frames.shape == (1, 3, 3, 32, 40)
+    assert datasets.val.batch([(0, 0)]).frames.shape == (1, 3, 3, 36, 48)
     plain = build_datasets(config_for(root, background="none", augment=AugmentConfig(), sequence=SequenceConfig(enabled=False)), seed=1)
-    batch = plain.train.collate([plain.train[0, 0]])
+    batch = plain.train.batch([(0, 0)])
     assert batch.frames.shape == (1, 1, 3, 48, 64)
     assert batch.background is None
     assert plain.input_wh == (64, 48)
@@ -268,7 +280,7 @@ def test_real_frames_train_in_crops_and_evaluate_whole(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "data" / "game1", tmp_path / "data" / "game2", symlinks=True)
     config = config_for(tmp_path / "data", preprocess=PreprocessConfig(resize=[512, 288]), augment=AugmentConfig(crop=[160, 160]))
     datasets = build_datasets(config, seed=1)
-    train, val = next(loader_for(datasets, 0).epoch(0)), datasets.val.collate([datasets.val[0, 0]])
+    train, val = next(loader_for(datasets, 0).epoch(0)), datasets.val.batch([(0, 0)])
     assert train.frames.shape[2:] == (3, 160, 160)
     assert val.frames.shape[2:] == (3, 288, 512)
 
@@ -351,7 +363,7 @@ def test_clips_of_several_sizes_need_a_resize(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.preprocess\.resize: .*game1/Clip1 64x48 and game2/Clip3 80x60"):
         build_datasets(config_for(root), seed=1)
     datasets = build_datasets(config_for(root, preprocess=PreprocessConfig(resize=[48, 36])), seed=1)
-    assert datasets.val.collate([datasets.val[0, 7]]).frames.shape == (1, 3, 3, 36, 48)
+    assert datasets.val.batch([(0, 7)]).frames.shape == (1, 3, 3, 36, 48)
 
 
 class Ranks:
@@ -438,7 +450,7 @@ def test_the_demo_is_drawn_once_for_all_ranks(tmp_path: Path) -> None:
     assert not isinstance(one, Exception), one
     assert one.input_wh == other.input_wh == (128, 72)
     assert (len(one.train.index), len(one.val.index)) == (4, 4)
-    assert torch.equal(torch.from_numpy(one.train[0, 0].frames), torch.from_numpy(other.train[0, 0].frames))
+    assert same([one.train.batch([(0, 0)])], [other.train.batch([(0, 0)])])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -447,7 +459,7 @@ def test_memory_that_runs_out_while_loading_comes_as_a_line(root: Path, workers:
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(WindowDataset, "collate", fails)
+    monkeypatch.setattr(WindowDataset, "block", fails)
     loader = loader_for(build_datasets(config_for(root), seed=1), workers)
     got = next(loader.epoch(0))
     assert isinstance(got, UserError)
@@ -455,11 +467,32 @@ def test_memory_that_runs_out_while_loading_comes_as_a_line(root: Path, workers:
 
 
 def test_a_batch_that_a_worker_cannot_hand_over_comes_as_a_line(root: Path, monkeypatch) -> None:
-    def fails(self):
+    def fails(byte_count):
         raise RuntimeError("unable to mmap 98304 bytes from file </torch_1>: Cannot allocate memory (12)")
 
-    monkeypatch.setattr(Batch, "share_memory", fails)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", fails)
     assert isinstance(next(loader_for(build_datasets(config_for(root), seed=1), 1).epoch(0)), UserError)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory is a file of another kind")
+def test_shared_memory_that_is_full_comes_as_a_line_before_anything_is_written(root: Path, monkeypatch) -> None:
+    def is_full(file: int, start: int, count: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", is_full)
+    got = next(loader_for(build_datasets(config_for(root), seed=1), 1).epoch(0))
+    assert type(got) is UserError
+    assert "/dev/shm" in str(got)
+    assert "training.data_loader.num_workers=0" in str(got)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_one_piece_of_memory_in_the_order_of_the_files(root: Path, workers: int) -> None:
+    for batch in loader_for(build_datasets(config_for(root), seed=1), workers).epoch(0):
+        assert as_stored(batch.frames).is_contiguous()
+        assert as_stored(batch.background).is_contiguous()
+        assert len({value.untyped_storage().data_ptr() for value in vars(batch).values()}) == 1
+        assert all(value.is_shared() == (workers > 0) for value in vars(batch).values())
 
 
 def test_memory_that_runs_out_in_receiving_a_batch_comes_as_a_line(root: Path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tracknet.data import fingerprint, leaks
 from tracknet.data.build import Datasets, build_datasets
+from tracknet.data.cache_files import CacheFolder
 from tracknet.data.code_search import bits_apart, nearest_codes
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.decode import decode_clip
@@ -37,11 +38,11 @@ class StoreOfArrays(FrameStore):
         super().__init__(cache_dir, None)
         self._footage = footage
 
-    def frames(self, clip: Clip) -> NDArray[np.uint8]:
-        return self._footage[clip.id]
+    def each_frame(self, clip: Clip) -> Iterator[NDArray[np.uint8]]:
+        return iter(self._footage[clip.id])
 
     def _paths(self, clip: Clip) -> tuple[Path, Path]:
-        stem = self.cache_dir / clip.id.replace("/", "-")
+        stem = self.folder.path / f"{clip.id.replace('/', '-')}-{0:016x}"
         return stem.with_suffix(".npy"), stem.with_suffix(".median.npy")
 
 
@@ -273,7 +274,7 @@ def test_fingerprints_are_made_once_and_kept(tmp_path: Path, footage: Footage, m
     files = sorted(tmp_path.rglob("*.npy"))
     assert len(files) == 12
     assert not list(tmp_path.rglob("*.part"))
-    monkeypatch.setattr(fingerprint, "make_thumbnails", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr(fingerprint, "make_thumbnails", lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(fingerprint, "make_marks", lambda _: pytest.fail("made again"))
     searched(tmp_path, of_game(footage, "a"), of_game(footage, "b"))
 
@@ -295,9 +296,9 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_hides_no_leak(
     train, val = dataset_of(tmp_path / "file" / "cache", of_game(footage, "a")), dataset_of(tmp_path / "val", {"copy/1": footage["a/1"]})
     assert len(find_leaks(train, val)) == 1
     assert caplog.text.count("data.cache_dir: cannot write") == 1
-    monkeypatch.setattr(fingerprint, "make_thumbnails", lambda _: pytest.fail("made again"))
-    monkeypatch.setattr(FrameStore, "_writing", lambda *_: pytest.fail("tried again"))
-    monkeypatch.setattr("tracknet.data.frames.MAPS_OPEN", 1)
+    monkeypatch.setattr(fingerprint, "make_thumbnails", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(CacheFolder, "_writing", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr("tracknet.data.open_files.FILES_OPEN", 1)
     assert len(find_leaks(train, val)) == 1
 
 
@@ -346,7 +347,7 @@ def tennis(tmp_path_factory: pytest.TempPathFactory) -> Footage:
         (root / game / name / video.name).symlink_to(video)
         os.symlink(real(f"tennis/labels/{game}/{name}/Label.csv"), root / game / name / "Label.csv")
     for clip in read_clips(root, TENNIS, "stop")[0].clips:
-        pictures[clip.id] = np.repeat(make_thumbnails(np.stack(list(decode_clip(clip, (512, 288)))))[..., None], 3, axis=-1)
+        pictures[clip.id] = np.repeat(make_thumbnails(decode_clip(clip, (512, 288)), clip.length)[..., None], 3, axis=-1)
     return pictures
 
 

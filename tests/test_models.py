@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from small_models import FAMILIES, HEATMAP_WH, INPUT_WH, convnext, data_config, small_model, vit, windows
 from torch import Tensor, nn
 
+from tracknet.data.batch import empty_pictures
 from tracknet.heatmap import render_heatmaps
 from tracknet.models import TrackNetModel, build_model
 
@@ -66,6 +67,52 @@ def test_pictures_are_normalised_inside(family: str, normalize: bool) -> None:
     seen = model._pictures(pictures, median)
     torch.testing.assert_close(seen[:, :, :3], (pictures / 255 - mean) / std, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(seen[:, :, 3:], (pictures / 255 - median[:, None] / 255) / std, rtol=1e-5, atol=1e-5)
+
+
+@families
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_order_of_the_pictures_in_memory_changes_no_bit(family: str, background: bool, channels_last: bool, count: int) -> None:
+    model = small_model(family, background=background)
+    model.use_channels_last(channels_last)
+    pictures, median = windows(count)
+    found = []
+    for order in (torch.clone, as_in_a_batch):
+        model.zero_grad()
+        seen = model._pictures(order(pictures), order(median) if background else None)
+        assert seen.is_contiguous()  # what follows is then the same computation
+        logits = model(order(pictures), order(median) if background else None, torch.arange(count))
+        logits.square().mean().backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def as_in_a_batch(pictures: Tensor) -> Tensor:
+    """The same in the memory of a `Batch`."""
+    copy = empty_pictures(*pictures.shape[:-3], size_wh=(pictures.shape[-1], pictures.shape[-2]))
+    assert copy.shape == pictures.shape
+    assert not copy.is_contiguous()
+    return copy.copy_(pictures)
+
+
+@families
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_layout_asked_for_reaches_weights_and_features_and_changes_only_last_bits(family: str, channels_last: bool) -> None:
+    model = small_model(family).eval()
+    with torch.no_grad():
+        expected = model(*windows(2))
+        model.use_channels_last(channels_last)
+        found = model(*windows(2))
+        features: list[Tensor] = []
+        convolution = next(module for module in model.network.modules() if isinstance(module, nn.Conv2d) and module.weight.shape[-1] > 1)
+        convolution.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+        model(*windows(2))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    assert convolution.weight.is_contiguous(memory_format=memory_format)
+    if family == "unet":
+        assert features[0].is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @families

@@ -35,7 +35,7 @@ def test_200_steps_on_one_real_window_put_every_peak_within_one_pixel_of_its_lab
     store = FrameStore(tmp_path / "cache", (512, 288))
     store.prepare(index.clips[0])
     dataset = WindowDataset(index, store, config.data.sequence, background=True, seed=0, training=None)
-    batch = dataset.collate([dataset[(0, 0)]])
+    batch = dataset.batch([(0, 0)])
 
     torch.manual_seed(0)
     model = build_model(config.model, config.data, (512, 288))

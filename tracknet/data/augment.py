@@ -3,6 +3,7 @@
 Pure functions; the only randomness is the generator that is handed in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +28,11 @@ class TrainingTransform:
     crop_wh: tuple[int, int] | None  # input px
     crop_ball_prob: float
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every draw leaves the window as it is stored."""
+        return not (self.flip_prob or self.brightness or self.reverse_prob) and self.scale == (1.0, 1.0) and self.crop_wh is None
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -36,6 +42,11 @@ class Augmentation:
     size_wh: tuple[int, int]  # of what the network sees
     gain: NDArray[np.float64]  # (3,), per colour
     reverse: bool  # play the window backwards
+
+    def change(self, pictures: Sequence[NDArray[np.uint8]], into: Sequence[NDArray[np.uint8]]) -> None:
+        """Pictures of the window, each (H, W, 3) uint8, into as many places for the changed ones, each contiguous (h, w, 3) uint8."""
+        warp(pictures, self.affine, into)
+        apply_gain(into, self.gain)
 
 
 def training_transform(config: DataConfig) -> TrainingTransform:
@@ -99,32 +110,47 @@ def _crop_start(rng: np.random.Generator, scaled: float, crop: int, ball: float 
     return int(rng.integers(min(low, high), high + 1))
 
 
-def warp(picture: NDArray[np.uint8], affine: Affine, size_wh: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture under an affine map, interpolated linearly; beyond its border, the border goes on.
+def warp(pictures: Sequence[NDArray[np.uint8]], affine: Affine, into: Sequence[NDArray[np.uint8]]) -> None:
+    """Pictures of one size under one affine map, interpolated linearly; beyond their border, the border goes on.
 
     Only the part that the result needs is read. The result is the same as if the whole picture had been warped.
 
     Args:
-        picture: (H, W, 3) uint8; may be a memory map.
-        affine: px of `picture` -> px of the result; axes stay axes (no rotation).
-        size_wh: of the result.
-
-    Returns:
-        (h, w, 3) uint8, in memory of its own.
+        pictures: each (H, W, 3) uint8; may be memory maps.
+        affine: px of a picture -> px of its result; axes stay axes (no rotation).
+        into: places for the results, each contiguous (h, w, 3) uint8.
     """
+    (height, width), size_wh = pictures[0].shape[:2], (into[0].shape[1], into[0].shape[0])
     corners = affine.inverse()(np.array([[0.0, 0.0], [size_wh[0] - 1.0, size_wh[1] - 1.0]]))
-    sides = np.array([picture.shape[1], picture.shape[0]])
-    first = np.clip(np.floor(corners.min(axis=0)) - MARGIN, 0, sides - 1).astype(int)
-    last = np.clip(np.ceil(corners.max(axis=0)) + MARGIN, 0, sides - 1).astype(int)
-    source = np.asarray(picture[first[1] : last[1] + 1, first[0] : last[0] + 1])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    if _copies_pixels(affine) and low.min() >= 0 and high[0] < width and high[1] < height:
+        (left, top), (right, bottom) = low.astype(int), high.astype(int)
+        for picture, place in zip(pictures, into, strict=True):
+            part = picture[top : bottom + 1, left : right + 1]
+            if affine.matrix[0, 0] > 0:
+                place[:] = part
+            else:
+                cv2.flip(part, 1, dst=place)
+        return
+    sides = np.array([width, height])
+    first = np.clip(np.floor(low) - MARGIN, 0, sides - 1).astype(int)
+    last = np.clip(np.ceil(high) + MARGIN, 0, sides - 1).astype(int)
     matrix = translation(float(first[0]), float(first[1])).then(affine).matrix
-    warped = cv2.warpAffine(source, matrix, size_wh, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(warped, dtype=np.uint8)
+    for picture, place in zip(pictures, into, strict=True):
+        source = np.asarray(picture[first[1] : last[1] + 1, first[0] : last[0] + 1])
+        cv2.warpAffine(source, matrix, size_wh, dst=place, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def apply_gain(picture: NDArray[np.uint8], gain: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Multiplies each colour of (..., 3) uint8 by its gain, cut off at 255."""
+def _copies_pixels(affine: Affine) -> bool:
+    """Whether it is a crop of whole pixels, perhaps mirrored left to right: there is nothing to interpolate."""
+    (scale_x, _, left), (_, scale_y, top) = affine.matrix.tolist()
+    return bool(abs(scale_x) == 1.0 and scale_y == 1.0 and left.is_integer() and top.is_integer())
+
+
+def apply_gain(pictures: Sequence[NDArray[np.uint8]], gain: NDArray[np.float64]) -> None:
+    """Multiplies each colour of pictures, each contiguous (H, W, 3) uint8, by its gain in place, cut off at 255."""
     if np.all(gain == 1.0):
-        return picture
-    table = np.clip(np.rint(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)
-    return np.stack([table[picture[..., channel], channel] for channel in range(3)], axis=-1)
+        return
+    table = np.clip(np.rint(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)[None]
+    for picture in pictures:
+        cv2.LUT(picture, table, dst=picture)

@@ -9,9 +9,9 @@ from typing import Any
 from tracknet.data.augment import training_transform
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.formats import check_game_names, check_sides, read_clips
-from tracknet.data.frames import FrameStore, cache_root
+from tracknet.data.frames import cache_root, frame_store
 from tracknet.data.index import Clip, ClipIndex
-from tracknet.data.prepare import Gather, on_all_ranks, prepare_clips
+from tracknet.data.prepare import Gather, claim_clips, on_all_ranks, prepare_clips
 from tracknet.data.synthetic import make_rallies
 from tracknet.errors import ConfigError, DataError
 from tracknet.schema.data import DataConfig
@@ -50,13 +50,19 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     check_game_names([*config.split.train_games, *config.split.val_games])
     cache_dir = cache_root(config.cache_dir)
     root = _root(config, cache_dir, share, gather)
-    train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error), gather)
-    val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error), gather)
+    train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error, cache_dir), gather)
+    val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error, cache_dir), gather)
     on_all_ranks(lambda: check_sides(train, val), gather)
     if config.on_error == "stop":  # no clip will be left out, so what they cannot agree on shows before hours of decoding
         on_all_ranks(lambda: _input_size(config, train, val), gather)
-    store = FrameStore(cache_dir, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1]))
-    broken = prepare_clips([*train.clips, *val.clips], store, config.on_error, share, gather)
+    val_store = frame_store(
+        config, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1])
+    )
+    train_store = val_store.in_form(config.cache_form)  # for training alone: what scores a model shall be what it meets in a video
+    claim_clips(train.clips, train_store)
+    claim_clips(val.clips, val_store)
+    broken = prepare_clips(train.clips, train_store, config.on_error, share, gather)
+    broken |= prepare_clips(val.clips, val_store, config.on_error, share, gather)
     train, val = train.without(broken), val.without(broken)
     dropped = [str(error) for error in [*train_errors, *val_errors]] + list(broken.values())
     _warn_of(dropped, len(train.clips) + len(val.clips))
@@ -64,8 +70,8 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     background = config.background == "median"
     transform = training_transform(config)
     datasets = Datasets(
-        WindowDataset(train, store, config.sequence, background=background, seed=seed, training=transform),
-        WindowDataset(val, store, config.sequence, background=background, seed=seed, training=None),
+        WindowDataset(train, train_store, config.sequence, background=background, seed=seed, training=transform),
+        WindowDataset(val, val_store, config.sequence, background=background, seed=seed, training=None),
         input_wh,
         dropped,
     )

@@ -1,49 +1,37 @@
 """Windows of T frames with their labels."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from tracknet.data.augment import TrainingTransform, apply_gain, draw_augmentation, warp
-from tracknet.data.batch import Batch
+from tracknet.data.augment import TrainingTransform, draw_augmentation
+from tracknet.data.batch import Batch, Block, as_stored
 from tracknet.data.frames import FrameStore
-from tracknet.data.index import NO_LABEL, ClipIndex
+from tracknet.data.index import NO_LABEL, Clip, ClipIndex
 from tracknet.geometry import inside, resize_points
 from tracknet.schema.data import SequenceConfig
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One window, before it joins a `Batch`, whose fields these are."""
-
-    frames: NDArray[np.uint8]  # (T, H, W, 3)
-    background: NDArray[np.uint8] | None  # (H, W, 3)
-    xy_input: NDArray[np.float32]  # (T, 2)
-    visible: NDArray[np.bool_]  # (T,)
-    labeled: NDArray[np.bool_]  # (T,)
-    sample_index: int
-    frame_row: NDArray[np.int64]  # (T,)
-    counted: NDArray[np.bool_]  # (T,)
+def _own_memory(byte_count: int) -> torch.Tensor:
+    return torch.empty(byte_count, dtype=torch.uint8)
 
 
-class WindowDataset(Dataset[Sample]):
+class WindowDataset:
     """Windows of T neighbouring frames, each inside one clip.
 
     For training (a `TrainingTransform` is given) windows start at 0, stride, 2 * stride, ... as long as T frames follow; they count none.
     For evaluation they stand end to end, the last one moved back into the clip, and each frame is counted in one window. A clip shorter
-    than T repeats its last frame; the copies are neither labelled nor counted. An item's key is (epoch, window): an item is a function of
+    than T repeats its last frame; the copies are neither labelled nor counted. A window's key is (epoch, window): it is a function of
     (seed, epoch, window) alone, so worker processes hold no state.
 
     Args:
         index: clips and labels.
         store: holds the frames of all those clips, prepared.
         sequence: T and stride; not enabled, T and stride are 1.
-        background: whether samples carry the clip's median picture.
+        background: whether windows carry the clip's median picture.
         seed: of the augmentation.
         training: what to draw; None for evaluation.
     """
@@ -65,9 +53,19 @@ class WindowDataset(Dataset[Sample]):
         self.seed = seed
         self.training = training
         stride = sequence.stride if sequence.enabled else 1
-        self._clip_of_window, self._start, self._counted_from = _windows(index, self.window_frames, None if training is None else stride)
-        input_points = [resize_points(index.xy_px[index.rows(clip)], clip.size_wh, store.size_wh(clip)) for clip in index.clips]
-        self._xy_input = np.concatenate([np.zeros((0, 2)), *input_points]).astype(np.float32)
+        self._first_row = np.array([clip.first_row for clip in index.clips], np.int64)
+        self._length = np.array([clip.length for clip in index.clips], np.int64)
+        self._clip_of_window, self._start, self._counted_from = _windows(
+            self._length, self.window_frames, None if training is None else stride
+        )
+        self._xy_input = np.zeros((len(index), 2), np.float32)
+        self._is_inside = np.zeros(len(index), np.bool_)
+        for (size_wh, input_wh), clips in groupby(index.clips, lambda clip: (clip.size_wh, store.size_wh(clip))):  # often all in one
+            first, *others = clips
+            last = others[-1] if others else first
+            rows = slice(first.first_row, last.first_row + last.length)
+            self._xy_input[rows] = resize_points(index.xy_px[rows], size_wh, input_wh)
+            self._is_inside[rows] = inside(self._xy_input[rows], input_wh)
 
     def __len__(self) -> int:
         return len(self._start)
@@ -79,99 +77,111 @@ class WindowDataset(Dataset[Sample]):
             return self.training.crop_wh
         return self.store.size_wh(self.index.clips[0])
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The window `key[1]` as it is in epoch `key[0]`. Raises DataError where the cache has lost the clip."""
-        epoch, window = key
-        clip = self.index.clips[self._clip_of_window[window]]
-        positions = self._start[window] + np.arange(self.window_frames)
-        real = positions < clip.length
-        positions = np.minimum(positions, clip.length - 1)
-        rows = clip.first_row + positions
-        visible = (self.index.visibility[rows] >= 1) & inside(self._xy_input[rows], self.store.size_wh(clip))
-        stored = self.store.frames(clip)
-        sample = Sample(
-            frames=stored[positions[0] : positions[0] + self.window_frames]
-            if real.all()
-            else stored[positions],  # the first copies nothing
-            background=self.store.background(clip) if self.background else None,
-            xy_input=self._xy_input[rows] * visible[:, None],
-            visible=visible,
-            labeled=real & (self.index.visibility[rows] != NO_LABEL),
-            sample_index=window,
-            frame_row=rows.astype(np.int64),
-            counted=real & (positions >= self._counted_from[window]),
-        )
-        if self.training is None:
-            return sample
-        return _augmented(sample, self.training, np.random.default_rng([self.seed, epoch, window]))
-
     def describe(self, window: int) -> str:
         """Names a window for a message: `game1/Clip2 frames 10-12`."""
         clip, first = self.index.clips[self._clip_of_window[window]], int(self._start[window])
         return f"{clip.id} frames {first}-{first + self.window_frames - 1}"
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Joins windows; of none it makes a batch of no windows whose shapes are otherwise right."""
-        (width, height), count = self.size_wh, len(samples)
-        frames = torch.empty((count, self.window_frames, 3, height, width), dtype=torch.uint8)
-        background = torch.empty((count, 3, height, width), dtype=torch.uint8) if self.background else None
-        for number, sample in enumerate(samples):
-            np.copyto(frames[number].numpy(), sample.frames.transpose(0, 3, 1, 2))
-            if background is not None and sample.background is not None:
-                np.copyto(background[number].numpy(), sample.background.transpose(2, 0, 1))
+    def block(self, keys: Sequence[tuple[int, int]], allocate: Callable[[int], torch.Tensor] = _own_memory) -> Block:
+        """The windows of some keys (epoch, window) in one piece of memory; of no keys, a batch of no windows whose shapes are right.
 
-        def joined(rows: list[NDArray[np.generic]], dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.as_tensor(np.array(rows), dtype=dtype).reshape(count, *shape)
+        Args:
+            keys: of the windows, in order.
+            allocate: gives uint8 memory of so many bytes.
 
-        return Batch(
-            frames=frames,
-            background=background,
-            xy_input=joined([sample.xy_input for sample in samples], torch.float32, self.window_frames, 2),
-            visible=joined([sample.visible for sample in samples], torch.bool, self.window_frames),
-            labeled=joined([sample.labeled for sample in samples], torch.bool, self.window_frames),
-            sample_index=torch.tensor([sample.sample_index for sample in samples], dtype=torch.int64),
-            frame_row=joined([sample.frame_row for sample in samples], torch.int64, self.window_frames),
-            counted=joined([sample.counted for sample in samples], torch.bool, self.window_frames),
-        )
+        Raises:
+            DataError: the cache has lost a clip and it cannot be decoded again.
+        """
+        return self._filled(keys, allocate)[0]
 
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """As `block`, in memory of this process."""
+        return self._filled(keys, _own_memory)[1]
 
-def _augmented(sample: Sample, training: TrainingTransform, rng: np.random.Generator) -> Sample:
-    """The window under one draw, the same for its frames, its positions and its background."""
-    height, width = sample.frames.shape[1:3]
-    drawn = draw_augmentation(rng, training, (width, height), sample.xy_input, sample.visible)
-    order = slice(None, None, -1 if drawn.reverse else 1)
-
-    def change(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return apply_gain(warp(picture, drawn.affine, drawn.size_wh), drawn.gain)
-
-    xy_input = drawn.affine(sample.xy_input)
-    visible = sample.visible & inside(xy_input, drawn.size_wh)
-    return Sample(
-        frames=np.stack([change(frame) for frame in sample.frames[order]]),
-        background=None if sample.background is None else change(sample.background),
-        xy_input=(xy_input * visible[:, None]).astype(np.float32)[order],
-        visible=visible[order],
-        labeled=sample.labeled[order],
-        sample_index=sample.sample_index,
-        frame_row=sample.frame_row[order],
-        counted=sample.counted[order],
-    )
-
-
-def _windows(index: ClipIndex, length: int, stride: int | None) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Of each window: the number of its clip, its first frame and the first frame that it counts. `stride` None is for evaluation."""
-    clips: list[int] = []
-    starts: list[int] = []
-    counted_from: list[int] = []
-    for number, clip in enumerate(index.clips):
-        last = max(clip.length - length, 0)
-        if stride is None:
-            first_counted = list(range(0, clip.length, length))
-            first = [min(position, last) for position in first_counted]
+    def _filled(self, keys: Sequence[tuple[int, int]], allocate: Callable[[int], torch.Tensor]) -> tuple[Block, Batch]:
+        block = Block(len(keys), self.window_frames, self.size_wh, self.background)
+        block = block.within(allocate(block.byte_count))
+        batch, windows = block.batch(), [window for _, window in keys]
+        self._fill_labels(batch, np.array(windows, np.int64))
+        if self.training is None or self.training.changes_nothing:
+            self._copy(batch, windows)
         else:
-            first = list(range(0, last + 1, stride))
-            first_counted = [clip.length] * len(first)  # training counts none
-        clips += [number] * len(first)
-        starts += first
-        counted_from += first_counted
-    return np.array(clips, np.int32), np.array(starts, np.int64), np.array(counted_from, np.int64)
+            self._augment(batch, keys, self.training)
+        return block, batch
+
+    def _fill_labels(self, batch: Batch, windows: NDArray[np.int64]) -> None:
+        """All but the pictures, as it is without augmentation."""
+        clips = self._clip_of_window[windows]
+        positions = self._start[windows, None] + np.arange(self.window_frames)
+        is_real = positions < self._length[clips, None]
+        frame_row = self._first_row[clips, None] + np.minimum(positions, self._length[clips, None] - 1)
+        visibility = self.index.visibility[frame_row]
+        visible = (visibility >= 1) & self._is_inside[frame_row]
+        batch.xy_input.numpy()[:] = self._xy_input[frame_row] * visible[..., None]
+        batch.visible.numpy()[:] = visible
+        batch.labeled.numpy()[:] = is_real & (visibility != NO_LABEL)
+        batch.sample_index.numpy()[:] = windows
+        batch.frame_row.numpy()[:] = frame_row
+        batch.counted.numpy()[:] = is_real & (positions >= self._counted_from[windows, None])
+
+    def _copy(self, batch: Batch, windows: Sequence[int]) -> None:
+        """The pictures as they are stored, each window in one piece."""
+        frames, background = _arrays(batch)
+        for number, window in enumerate(windows):
+            frames[number] = self._stored(window)
+            if background is not None:
+                background[number] = self.store.background(self._clip(window))
+
+    def _augment(self, batch: Batch, keys: Sequence[tuple[int, int]], training: TrainingTransform) -> None:
+        """Each window under one draw, the same for its frames, its positions and its background; its labels are there already."""
+        frames, background = _arrays(batch)
+        xy_input, visible = batch.xy_input.numpy(), batch.visible.numpy()
+        others = [batch.labeled.numpy(), batch.frame_row.numpy(), batch.counted.numpy()]
+        for number, (epoch, window) in enumerate(keys):
+            clip = self._clip(window)
+            rng = np.random.default_rng([self.seed, epoch, window])
+            drawn = draw_augmentation(rng, training, self.store.size_wh(clip), xy_input[number], visible[number])
+            step = -1 if drawn.reverse else 1
+            pictures, places = list(self._stored(window)[::step]), list(frames[number])
+            if background is not None:
+                pictures.append(self.store.background(clip))
+                places.append(background[number])
+            drawn.change(pictures, places)
+            moved = drawn.affine(xy_input[number])
+            is_seen = visible[number] & inside(moved, drawn.size_wh)
+            xy_input[number], visible[number] = (moved * is_seen[:, None])[::step], is_seen[::step]
+            for rows in others:
+                rows[number] = rows[number, ::step].copy()
+
+    def _clip(self, window: int) -> Clip:
+        return self.index.clips[int(self._clip_of_window[window])]
+
+    def _stored(self, window: int) -> NDArray[np.uint8]:
+        """The frames of a window, (T, H, W, 3); part of a memory map where the clip has so many."""
+        clip, first = self._clip(window), int(self._start[window])
+        count = min(self.window_frames, clip.length)
+        stored = self.store.window(clip, first, count)
+        return stored if count == self.window_frames else np.concatenate([stored, stored[-1:].repeat(self.window_frames - count, axis=0)])
+
+
+def _arrays(batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """The memory of the pictures: frames (B, T, H, W, 3), backgrounds (B, H, W, 3)."""
+    return as_stored(batch.frames).numpy(), None if batch.background is None else as_stored(batch.background).numpy()
+
+
+def _windows(lengths: NDArray[np.int64], frames: int, stride: int | None) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each window: the number of its clip, its first frame and the first frame that it counts.
+
+    Args:
+        lengths: of the clips.
+        frames: T.
+        stride: from window to window; None is for evaluation.
+    """
+    last = np.maximum(lengths - frames, 0)
+    counts = -(-lengths // frames) if stride is None else last // stride + 1
+    clips = np.repeat(np.arange(len(lengths), dtype=np.int32), counts)
+    number_in_clip = np.arange(len(clips)) - np.repeat(np.cumsum(counts) - counts, counts)
+    if stride is not None:
+        return clips, number_in_clip * stride, lengths[clips]  # training counts none
+    counted_from = number_in_clip * frames
+    return clips, np.minimum(counted_from, last[clips]), counted_from

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,14 +38,19 @@ def video_size(path: Path) -> tuple[int, int]:
     """Width and height in px, from the file's header. Raises DataError where it is no video."""
     try:
         with av.open(str(path)) as container:
-            stream = _video_stream(path, container)
+            stream = video_stream(path, container)
             return stream.codec_context.width, stream.codec_context.height
     except BROKEN_VIDEO as error:
-        raise _broken_video(path, error) from error
+        raise broken_video(path, error) from error
 
 
-def decode_clip(clip: Clip, size_wh: tuple[int, int]) -> Iterator[Frame]:
+def decode_clip(clip: Clip, size_wh: tuple[int, int], threads: int | None = None) -> Iterator[Frame]:
     """All frames of a clip in order, resized to `size_wh`.
+
+    Args:
+        clip: the footage.
+        size_wh: to make, px.
+        threads: at work at once; None is one for each core that this process may use.
 
     Yields:
         (H, W, 3) uint8, RGB; exactly `clip.length` of them.
@@ -54,7 +59,8 @@ def decode_clip(clip: Clip, size_wh: tuple[int, int]) -> Iterator[Frame]:
         DataError: a picture is unreadable, truncated, of more than 8 bits per colour or of another size than the clip's first; the video
             has another number of frames than the labels.
     """
-    return _decode_video(clip, size_wh) if clip.frame_names is None else _decode_pictures(clip, clip.frame_names, size_wh)
+    threads = threads or available_cores()
+    return _decode_video(clip, size_wh, threads) if clip.frame_names is None else _decode_pictures(clip, clip.frame_names, size_wh, threads)
 
 
 def read_picture(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, int]) -> Frame:
@@ -96,16 +102,16 @@ def resize_picture(picture: Frame, size_wh: tuple[int, int]) -> Frame:
     return resized
 
 
-def _decode_pictures(clip: Clip, names: tuple[str, ...], size_wh: tuple[int, int]) -> Iterator[Frame]:
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # Pillow and OpenCV let go of the interpreter's lock
+def _decode_pictures(clip: Clip, names: Sequence[str], size_wh: tuple[int, int], threads: int) -> Iterator[Frame]:
+    with ThreadPoolExecutor(threads) as pool:  # Pillow and OpenCV let go of the interpreter's lock
         for start in range(0, len(names), PICTURES_IN_FLIGHT):
             paths = [clip.source / name for name in names[start : start + PICTURES_IN_FLIGHT]]
-            yield from threads.map(lambda path: read_picture(path, clip.size_wh, size_wh), paths)
+            yield from pool.map(lambda path: read_picture(path, clip.size_wh, size_wh), paths)
 
 
-def _decode_video(clip: Clip, size_wh: tuple[int, int]) -> Iterator[Frame]:
+def _decode_video(clip: Clip, size_wh: tuple[int, int], threads: int) -> Iterator[Frame]:
     count = 0
-    for frame in _video_frames(clip.source, clip.size_wh, size_wh):
+    for frame in _video_frames(clip.source, clip.size_wh, size_wh, threads):
         count += 1
         if count <= clip.length:
             yield frame
@@ -113,25 +119,31 @@ def _decode_video(clip: Clip, size_wh: tuple[int, int]) -> Iterator[Frame]:
         raise DataError(f"{clip.source}: has {count} frames, but its labels are for {clip.length}")
 
 
-def _video_frames(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, int]) -> Iterator[Frame]:
+def _video_frames(path: Path, original_wh: tuple[int, int], size_wh: tuple[int, int], threads: int = 1) -> Iterator[Frame]:
     """Every frame of a video."""
     reformatter, number = VideoReformatter(), 0
     try:
         with av.open(str(path)) as container:
-            stream = _video_stream(path, container)
+            stream = video_stream(path, container)
             stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = threads
             for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise DataError(f"{path}: frame {number} is damaged")
-                if (frame.width, frame.height) != original_wh:
-                    raise DataError(f"{path}: frame {number} is {_by((frame.width, frame.height))}, but the first is {_by(original_wh)}")
-                yield scaled_frame(reformatter, frame, size_wh)
+                check_frame(path, number, frame, original_wh)
+                yield scaled_frame(reformatter, frame, size_wh, threads)
                 number += 1
     except BROKEN_VIDEO as error:
-        raise _broken_video(path, error) from error
+        raise broken_video(path, error) from error
 
 
-def scaled_frame(reformatter: VideoReformatter, frame: av.VideoFrame, size_wh: tuple[int, int]) -> Frame:
+def check_frame(path: Path, number: int, frame: av.VideoFrame, original_wh: tuple[int, int]) -> None:
+    """Raises DataError where a frame is damaged or of another size than the first."""
+    if frame.is_corrupt:
+        raise DataError(f"{path}: frame {number} is damaged")
+    if (frame.width, frame.height) != original_wh:
+        raise DataError(f"{path}: frame {number} is {_by((frame.width, frame.height))}, but the first is {_by(original_wh)}")
+
+
+def scaled_frame(reformatter: VideoReformatter, frame: av.VideoFrame, size_wh: tuple[int, int], threads: int = 0) -> Frame:
     """A decoded frame of a video as RGB, (H, W, 3) uint8.
 
     FFmpeg's swscale resizes as it changes the colours, several times faster than a resize afterwards. Training, evaluation and prediction
@@ -141,14 +153,21 @@ def scaled_frame(reformatter: VideoReformatter, frame: av.VideoFrame, size_wh: t
         reformatter: one per video; keeps swscale's tables.
         frame: of any pixel format and size.
         size_wh: the size to make, px.
+        threads: of swscale; 0 is one per core. They change no pixel.
     """
     shrinks = size_wh[0] <= frame.width and size_wh[1] <= frame.height
     interpolation = Interpolation.AREA if shrinks else Interpolation.BILINEAR
-    scaled = reformatter.reformat(frame, width=size_wh[0], height=size_wh[1], format="rgb24", interpolation=interpolation)
-    return np.asarray(scaled.to_ndarray(), dtype=np.uint8)
+    scaled = reformatter.reformat(frame, width=size_wh[0], height=size_wh[1], format="bgr24", interpolation=interpolation, threads=threads)
+    return np.asarray(cv2.cvtColor(scaled.to_ndarray(), cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _video_stream(path: Path, container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
+def available_cores() -> int:
+    """CPU cores that this process may use; a launcher or Slurm may have given it a part of the machine only."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def video_stream(path: Path, container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
+    """The video in an open file. Raises DataError where there is none."""
     if not container.streams.video:
         raise DataError(f"{path}: holds no video")
     return container.streams.video[0]
@@ -163,5 +182,6 @@ def _broken_picture(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: unreadable picture ({reason})")
 
 
-def _broken_video(path: Path, error: Exception) -> DataError:
+def broken_video(path: Path, error: Exception) -> DataError:
+    """What the user is told of one of `BROKEN_VIDEO`."""
     return DataError(f"{path}: unreadable video ({' '.join(str(getattr(error, 'strerror', None) or error).split())})")

@@ -5,6 +5,7 @@ the scene. It is kept as a code whose bits are signs of random projections (SimH
 bits in which two codes differ is the angle between the two differences, over 180 degrees.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -55,17 +56,19 @@ def fingerprints(store: FrameStore, clip: Clip) -> Fingerprints:
     Raises:
         DataError: the cache has lost the frames.
     """
-    thumbnails = store.derived(clip, f"thumbnails{VERSION}", np.dtype(np.uint8), lambda: make_thumbnails(store.frames(clip)))
+    thumbnails = store.derived(
+        clip, f"thumbnails{VERSION}", np.dtype(np.uint8), lambda: make_thumbnails(store.each_frame(clip), clip.length)
+    )
     marks = store.derived(clip, f"marks{VERSION}", MARK, lambda: make_marks(thumbnails))
     return Fingerprints(thumbnails, marks)
 
 
-def make_thumbnails(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(n, 36, 64) grey pictures of (n, H, W, 3) RGB frames."""
-    shrinks = frames.shape[2] >= THUMBNAIL_WH[0] and frames.shape[1] >= THUMBNAIL_WH[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    made = np.empty((len(frames), THUMBNAIL_WH[1], THUMBNAIL_WH[0]), np.uint8)
+def make_thumbnails(frames: Iterable[NDArray[np.uint8]], count: int) -> NDArray[np.uint8]:
+    """(n, 36, 64) grey pictures of `count` RGB frames, each (H, W, 3)."""
+    made = np.empty((count, THUMBNAIL_WH[1], THUMBNAIL_WH[0]), np.uint8)
     for number, frame in enumerate(frames):
+        shrinks = frame.shape[1] >= THUMBNAIL_WH[0] and frame.shape[0] >= THUMBNAIL_WH[1]
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         made[number] = cv2.cvtColor(cv2.resize(frame, THUMBNAIL_WH, interpolation=interpolation), cv2.COLOR_RGB2GRAY)
     return made
 

@@ -8,17 +8,23 @@ Three layouts are read, also mixed inside one game:
     match1/video/1_01_00.mp4 match1/csv/1_01_00_ball.csv      in the same folder, or in `video` and `csv` as TrackNetV2 ships them
 """
 
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracknet.data.decode import picture_size, video_size
-from tracknet.data.index import Clip, ClipIndex, LabelledClip, join_clips
-from tracknet.data.labels import TRACKNET, TRACKNET_V2, LabelRow, fail, read_labels
+from tracknet.data.index import Clip, ClipIndex, FrameNames, LabelledClip, join_clips
+from tracknet.data.labels import TRACKNET, TRACKNET_V2, Columns, LabelColumns, LabelRow, fail, read_labels, read_plain_labels
+from tracknet.data.plain_clips import HIDDEN, numbers_of, plain_pictures
+from tracknet.data.saved_index import ClipPlace, SavedIndex
 from tracknet.errors import ConfigError, DataError
 
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -27,16 +33,26 @@ LABEL_FILE = "Label.csv"
 NAMES_MISTAKEN_FOR_IT = ("label.csv", "labels.csv")  # in lower case
 PLACES_OF_TRACKNET_V2 = ("video", "csv", "frame")  # its own scripts add `frame`, pictures cut from the videos, which are not needed here
 FRAME_OF_VIDEO = re.compile(r"([0-9]{1,18})(?:\.(?:jpe?g|png))?", re.IGNORECASE)  # a number; Label.csv writes it as a picture's name
+NUMBER = re.compile(r"([0-9]+)")
 DEMO_COMMAND = "python -m tracknet.scripts.train --data demo --model demo --training demo"
 
 
-def read_clips(root: Path, games: Sequence[str], on_error: str) -> tuple[ClipIndex, list[DataError]]:
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def read_clips(root: Path, games: Sequence[str], on_error: str, cache_dir: Path | None = None) -> tuple[ClipIndex, list[DataError]]:
     """Reads the labels of all clips of some games; no picture is decoded here.
+
+    Clips in which nothing is unusual are read by `plain_clips` and `read_plain_labels`, whole lists at a time; the others by the careful
+    code here, which says what is wrong. Both give the same.
 
     Args:
         root: folder with one folder per game.
         games: names of the game folders, plain ones, in the order in which their clips shall stand; clips of a game stand in natural order.
         on_error: `stop` raises the first error; `skip` leaves the clip out.
+        cache_dir: where the index is saved, so that next time only clips that have changed are read; None saves nothing.
 
     Returns:
         The index, and the errors of the clips left out.
@@ -46,20 +62,22 @@ def read_clips(root: Path, games: Sequence[str], on_error: str) -> tuple[ClipInd
         DataError: a clip is broken and `on_error` is `stop`, or a game holds no clips at all.
     """
     check_root(root)
-    parts: list[LabelledClip] = []
+    saved = SavedIndex(cache_dir, root, games)
+    parts: dict[str, LabelledClip] = {}
     skipped: list[DataError] = []
     for game in games:
-        for read_clip in _clips_of_game(root, game):
+        for place in _places_of_game(root, game):
             try:
-                part = read_clip()
-                if any(part.clip.id == other.clip.id for other in parts):
+                part = saved.find(place)
+                if part.clip.id in parts:
                     raise DataError(f"{part.clip.source}: the game has another clip of this name")
-                parts.append(part)
+                parts[part.clip.id] = part
             except DataError as error:
                 if on_error == "stop":
                     raise
                 skipped.append(error)
-    return join_clips(parts), skipped
+    saved.save()
+    return join_clips(list(parts.values())), skipped
 
 
 def check_root(root: Path) -> None:
@@ -104,61 +122,94 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def natural_order(path: Path) -> list[tuple[int, int, str]]:
+def natural_order(path: _Named) -> list[tuple[int, int, str]]:
     """Sort key that puts `Clip2` before `Clip10`."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"([0-9]+)", path.name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in NUMBER.split(path.name) if part]
 
 
-def _clips_of_game(root: Path, game: str) -> Iterator[Callable[[], LabelledClip]]:
-    """One reader per clip of the game; to be called one by one, so that a broken clip does not hide the others."""
+def _places_of_game(root: Path, game: str) -> Iterator[ClipPlace]:
+    """Where the clips of a game are; to be read one by one, so that a broken clip does not hide the others."""
     folder = root / game
     if not folder.is_dir():
         there = ", ".join(path.name for path in _entries(root) if path.is_dir()) or "none"
         raise ConfigError(f"data.split names the game {game!r}, but there is no folder {folder}; games there: {there}")
     entries = _entries(folder)
-    clip_folders = [path for path in entries if path.is_dir() and path.name not in PLACES_OF_TRACKNET_V2]
-    videos = [path for place in (folder, folder / "video") if place.is_dir() for path in _entries(place) if _is(path, VIDEOS)]
-    tables = [path for place in (folder, folder / "csv") if place.is_dir() for path in _entries(place) if _is(path, (".csv",))]
+    clip_folders = [Path(entry) for entry in entries if _is_dir(entry) and entry.name not in PLACES_OF_TRACKNET_V2]
+    videos = _files(entries, VIDEOS) + _files(_entries_if_there(folder / "video"), VIDEOS)
+    tables = _files(entries, (".csv",)) + _files(_entries_if_there(folder / "csv"), (".csv",))
     if not clip_folders and not videos and not tables:
         raise DataError(f"{folder}: holds no clips; it needs Clip1/{LABEL_FILE} with pictures or a video, or videos with a CSV each")
     for clip_folder in clip_folders:
-        yield partial(_read_clip_folder, game, clip_folder)
+        key, table_path = f"{game}/{clip_folder.name}", f"{clip_folder}/{LABEL_FILE}"
+        yield ClipPlace(game, clip_folder.name, clip_folder, key, table_path, partial(_read_clip_folder, game, clip_folder))
+    tables_of_stem: dict[str, list[int]] = defaultdict(list)
+    for number, table in enumerate(tables):
+        tables_of_stem[table.stem].append(number)
     for video in videos:
-        yield partial(_read_video_and_table, game, video, tables)
+        matching = [tables[number] for number in sorted(number for stem in _table_stems(video) for number in tables_of_stem[stem])]
+        key, the_table = f"{game}/{video.relative_to(folder)}", str(matching[0]) if len(matching) == 1 else None
+        yield ClipPlace(game, video.stem, video, key, the_table, partial(_read_video_and_table, game, video, matching))
     stems = {stem for video in videos for stem in _table_stems(video)}
     for table in tables:
         if table.stem not in stems:
-            yield partial(_no_video, table)
+            yield ClipPlace(game, table.stem, table, f"{game}/{table.name}", None, partial(_no_video, table))
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, in natural order, hidden files left out."""
-    return sorted((path for path in folder.iterdir() if not path.name.startswith((".", "_"))), key=natural_order)
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN)), key=natural_order)
 
 
-def _is(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.suffix.lower() in suffixes and path.is_file()
+def _entries_if_there(folder: Path) -> list[os.DirEntry[str]]:
+    return _entries(folder) if folder.is_dir() else []
+
+
+def _files(entries: list[os.DirEntry[str]], endings: tuple[str, ...]) -> list[Path]:
+    """The files of some endings."""
+    paths = [Path(entry) for entry in entries if entry.name.lower().endswith(endings)]
+    return [path for path in paths if path.is_file()]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or leads to one; a link that leads in circles does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return Path(entry).is_dir()
 
 
 def _read_clip_folder(game: str, folder: Path) -> LabelledClip:
     """The TrackNet layout, with pictures or with one video."""
+    plain = _read_plain_pictures(game, folder)
+    if plain is not None:
+        return plain
     entries = _entries(folder)
-    pictures = [path for path in entries if _is(path, PICTURES)]
-    videos = [path for path in entries if _is(path, VIDEOS)]
+    pictures, videos = _files(entries, PICTURES), _files(entries, VIDEOS)
     if (len(videos) != 1) if not pictures else videos:
         raise DataError(f"{folder}: needs either pictures ({', '.join(PICTURES)}) or one video, found {len(pictures)} and {len(videos)}")
     table = folder / LABEL_FILE
     if not table.is_file():
-        similar = next((path.name for path in entries if path.name.lower() in NAMES_MISTAKEN_FOR_IT), None)
+        similar = next((entry.name for entry in entries if entry.name.lower() in NAMES_MISTAKEN_FOR_IT), None)
         raise DataError(f"{folder}: has no {LABEL_FILE}" + (f"; rename {similar} to that" if similar else ""))
-    rows = read_labels(table, TRACKNET)
     if videos:
-        return _video_clip(game, folder.name, videos[0], table, rows)
+        return _video_clip(game, folder.name, videos[0], table, TRACKNET)
+    rows = read_labels(table, TRACKNET)
     names = [picture.name for picture in pictures]
     ordered = _one_row_per_frame(table, {row.frame: row for row in rows}, rows, names)
     _check_no_gap(folder, pictures)
-    clip = Clip(game, folder.name, folder, tuple(names), picture_size(pictures[0]), 0, len(names))
+    clip = Clip(game, folder.name, folder, FrameNames(names), picture_size(pictures[0]), 0, len(names))
     return _labelled(clip, table, ordered)
+
+
+def _read_plain_pictures(game: str, folder: Path) -> LabelledClip | None:
+    """A folder of pictures in which nothing is unusual; None for any other."""
+    names = plain_pictures(str(folder), LABEL_FILE, PICTURES, VIDEOS)
+    labels = None if names is None else read_plain_labels(f"{folder}/{LABEL_FILE}", TRACKNET)
+    if names is None or labels is None or labels.frames != names:
+        return None
+    clip = Clip(game, folder.name, folder, FrameNames(names), picture_size(folder / names[0]), 0, len(names))
+    return _plainly_labelled(clip, labels)
 
 
 def _check_no_gap(folder: Path, pictures: list[Path]) -> None:
@@ -179,21 +230,26 @@ def _table_stems(video: Path) -> tuple[str, str]:
     return (f"{video.stem}_ball", video.stem)
 
 
-def _read_video_and_table(game: str, video: Path, tables: list[Path]) -> LabelledClip:
+def _read_video_and_table(game: str, video: Path, matching: list[Path]) -> LabelledClip:
     """The TrackNetV2 layout."""
-    matching = [table for table in tables if table.stem in _table_stems(video)]
     if len(matching) != 1:
         found = ", ".join(str(table) for table in matching) or "none"
         raise DataError(f"{video}: needs one label file, {video.stem}_ball.csv or {video.stem}.csv, beside it or in csv; found: {found}")
-    return _video_clip(game, video.stem, video, matching[0], read_labels(matching[0], TRACKNET_V2))
+    return _video_clip(game, video.stem, video, matching[0], TRACKNET_V2)
 
 
 def _no_video(table: Path) -> LabelledClip:
     raise DataError(f"{table}: has no video of its name beside it or in video")
 
 
-def _video_clip(game: str, name: str, video: Path, table: Path, rows: list[LabelRow]) -> LabelledClip:
+def _video_clip(game: str, name: str, video: Path, table: Path, columns: Columns) -> LabelledClip:
     """A clip whose rows count the frames of a video; the video's own length is checked when it is decoded."""
+    labels = read_plain_labels(table, columns)
+    if labels is not None and numbers_of(labels.frames, PICTURES) == list(range(len(labels.frames))):
+        plain = _plainly_labelled(Clip(game, name, video, None, video_size(video), 0, len(labels.frames)), labels)
+        if plain is not None:
+            return plain
+    rows = read_labels(table, columns)
     by_number: dict[int, LabelRow] = {}
     for row in rows:
         number = FRAME_OF_VIDEO.fullmatch(row.frame)
@@ -226,17 +282,30 @@ def _one_row_per_frame(table: Path, by_frame: dict[str, LabelRow], rows: list[La
 
 
 def _labelled(clip: Clip, table: Path, rows: list[LabelRow]) -> LabelledClip:
-    """Joins a clip and its rows, once all positions are known to lie in the picture.
-
-    Some annotators count from the picture's edge and so reach its full width or height (TrackNet's game8/Clip2 has y = 720 of 720): such a
-    label means the last pixel, and is taken as that.
-    """
+    """Joins a clip and its rows, once all positions are known to lie in the picture."""
     width, height = clip.size_wh
     for row in rows:
         x, y = row.xy_px
         if not (-0.5 <= x <= width and -0.5 <= y <= height):
             fail(table, row.line, f"the ball at x={x:g}, y={y:g} is outside of the {width}x{height} picture")
-    xy_px = np.array([row.xy_px for row in rows], dtype=np.float32)
+    xy_px = np.array([row.xy_px for row in rows], dtype=np.float64)
+    return LabelledClip(clip, _in_picture(clip, xy_px), np.array([row.visibility for row in rows], dtype=np.int8))
+
+
+def _plainly_labelled(clip: Clip, labels: LabelColumns) -> LabelledClip | None:
+    """The same for whole columns; None where a position lies outside or is not finite."""
+    xy_px = labels.xy_px
+    if not ((xy_px >= -0.5) & (xy_px <= clip.size_wh)).all():
+        return None
+    return LabelledClip(clip, _in_picture(clip, xy_px), labels.visibility)
+
+
+def _in_picture(clip: Clip, xy_px: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(n, 2) positions as they are stored.
+
+    Some annotators count from the picture's edge and so reach its full width or height (TrackNet's game8/Clip2 has y = 720 of 720): such a
+    label means the last pixel, and is taken as that.
+    """
     size = np.array(clip.size_wh, dtype=np.float32)
-    xy_px = np.where(xy_px >= size - 0.5, size - 1, xy_px)
-    return LabelledClip(clip, xy_px, np.array([row.visibility for row in rows], dtype=np.int8))
+    rounded = xy_px.astype(np.float32)
+    return np.where(rounded >= size - 0.5, size - 1, rounded)

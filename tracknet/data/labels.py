@@ -1,14 +1,23 @@
-"""Reads one label file; every mistake in it is named with its file and line."""
+"""Reads one label file; every mistake in it is named with its file and line.
+
+`read_labels` looks at each field by itself and knows what to say of it. `read_plain_labels` reads the same from files in which nothing is
+unusual, whole columns at a time, in a tenth of the time; of any other it says only that it is not plain.
+"""
 
 import csv
 import math
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tracknet.errors import DataError
 
 VISIBILITIES = (0, 1, 2, 3)  # no ball to see, easy, hard, occluded
+PLAIN_VISIBILITIES = {f"{number}{tail}": number for number in VISIBILITIES for tail in ("", ".0")}
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,15 @@ class LabelRow:
     frame: str  # what the first column says: a file name or a frame number
     visibility: int
     xy_px: tuple[float, float]  # original px; 0, 0 where visibility is 0
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """The labels of a file, in the order of its rows."""
+
+    frames: list[str]  # what the first column says
+    visibility: NDArray[np.int8]  # (n,)
+    xy_px: NDArray[np.float64]  # (n, 2), original px; 0, 0 where visibility is 0
 
 
 def fail(path: Path, line: int, text: str) -> NoReturn:
@@ -108,3 +126,52 @@ def _number(path: Path, line: int, column: str, text: str) -> float | None:
     if not math.isfinite(value):
         fail(path, line, f"{column} is {text!r}, which is not a number")
     return value
+
+
+def read_plain_labels(path: str | Path, columns: Columns) -> LabelColumns | None:
+    """What `read_labels` gives of a file in which nothing is unusual; None of any other, be it right or wrong.
+
+    Positions may also be not finite, which lies in no picture.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            text = file.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
+        header, _, rows = text.partition("\n")
+        names = [name.strip().lower() for name in header.split(",")]
+        places = [names.index(name.lower()) for name in columns.names]
+        fields = _plain_fields(text, rows, len(names), places)
+        return None if fields is None else _plain_columns(*fields)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _plain_fields(text: str, rows: str, count: int, places: list[int]) -> list[list[str]] | None:
+    """The fields of some columns; None where a row may have other than `count` fields or fields may hold more than meets the eye.
+
+    Without quotes a field ends at a comma, a row at a line end, and all can be cut at once. Each line end stays with the field behind it,
+    so the rows are as long as each other if every `count`-th field has one.
+    """
+    if '"' in text or "\r" in text or not rows:
+        return None
+    fields = rows.replace("\n", ",\n").split(",")
+    first_column = "".join(fields[::count]).split("\n")
+    if not len(fields) == count * len(first_column) == count * (rows.count("\n") + 1):
+        return None
+    if len(text) > csv.field_size_limit() and max(map(len, fields)) > csv.field_size_limit():
+        return None
+    return [fields[place::count] if place else first_column for place in places]
+
+
+def _plain_columns(frames: list[str], visibility_texts: list[str], x: list[str], y: list[str]) -> LabelColumns | None:
+    """The columns as numbers; x and y may be empty in rows without a ball. Raises ValueError or KeyError where they are none."""
+    visibilities = bytes(map(PLAIN_VISIBILITIES.__getitem__, visibility_texts))
+    visibility = np.frombuffer(visibilities, np.int8)
+    is_seen = visibility > 0
+    not_seen = (~is_seen).tobytes()
+    seen = [*compress(x, visibilities), *compress(y, visibilities)]
+    unseen = {*compress(x, not_seen), *compress(y, not_seen)} - {""}
+    if "_" in "".join([*seen, *unseen]) or not all(map(math.isfinite, map(float, unseen))):  # Python reads 1_0 as 10
+        return None
+    xy_px = np.zeros((len(frames), 2))
+    xy_px[is_seen] = np.array(list(map(float, seen))).reshape(2, -1).T
+    return LabelColumns(frames, visibility, xy_px)

@@ -1,6 +1,7 @@
 """Batches of one process."""
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
@@ -16,9 +17,11 @@ from typing import Any
 
 import cv2
 import torch
+from torch import Tensor
+from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from tracknet.data.batch import Batch
+from tracknet.data.batch import Batch, Block
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.sampler import EpochBatchSampler
 from tracknet.errors import UserError
@@ -34,7 +37,7 @@ START_S = 60.0  # what has not started by then hangs
 START_POLL_S = 0.01
 
 
-class _WholeBatches(Dataset[Batch | UserError]):
+class _WholeBatches(Dataset[Block | UserError]):
     """One batch per list of keys.
 
     A user's error is handed over as a value: PyTorch would wrap it in a traceback, and then wait seconds for workers that do not end.
@@ -43,11 +46,11 @@ class _WholeBatches(Dataset[Batch | UserError]):
     def __init__(self, dataset: WindowDataset, num_workers: int) -> None:
         self.dataset, self.num_workers = dataset, num_workers
 
-    def __getitem__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
+    def __getitem__(self, keys: list[tuple[int, int]]) -> Block | UserError:
         try:
-            batch = self.dataset.collate([self.dataset[key] for key in keys])
-            # In a worker: else its queue's thread does it, and where that runs out of memory, the batch never comes and nobody is told.
-            return batch.share_memory() if get_worker_info() else batch
+            # In a worker in shared memory from the start: else its queue's thread copies it there, and where that runs out of memory,
+            # the batch never comes and nobody is told.
+            return self.dataset.block(keys, _shared_memory) if get_worker_info() else self.dataset.block(keys)
         except UserError as error:
             return error
         except Exception as error:
@@ -61,13 +64,31 @@ def _out_of_memory(num_workers: int) -> UserError:
     return UserError(f"out of memory while loading a batch; lower {lower}")
 
 
+def _shared_memory(byte_count: int) -> Tensor:
+    """Memory that the main process can map, uint8 (byte_count,), there in full.
+
+    Left alone a worker would be killed (SIGBUS) when it writes behind what the system has, as in a container with 64 MB of /dev/shm.
+    """
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(byte_count)  # type: ignore[no-untyped-call]  # as `default_collate`
+    shares_descriptors = get_sharing_strategy() == "file_descriptor"  # type: ignore[no-untyped-call]
+    if byte_count and shares_descriptors and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(storage._share_fd_cpu_()[0], 0, byte_count)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            advice = "give the system more, in Docker with --shm-size, or set training.data_loader.num_workers=0"
+            raise UserError(f"no room for a batch in the shared memory of data workers (/dev/shm); {advice}") from error
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
 def _hangs() -> UserError:
     advice = "start again with --resume auto, or set training.data_loader.num_workers=0"
     return UserError(f"a data worker did not start within {START_S:.0f} s; {advice}")
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _as_it_is(block: Any) -> Any:
+    return block
 
 
 class EpochLoader:
@@ -85,7 +106,7 @@ class EpochLoader:
         workers = config.num_workers
         self._workers = _Workers(workers)
         self._persistent = workers > 0 and config.persistent_workers
-        self._loader: DataLoader[Batch | UserError] = DataLoader(
+        self._loader: DataLoader[Block | UserError] = DataLoader(
             _WholeBatches(dataset, workers),
             batch_size=None,  # the sampler's items are whole batches
             sampler=sampler,
@@ -133,24 +154,24 @@ class EpochLoader:
             # here too, for an epoch may have been left before its first batch; and PyTorch waits for each of them without an end
             return self._received(iter(self._loader)) if self._workers.have_all_started() else iter([_hangs()])
         with self._workers.starting():
-            batches = iter(self._loader)
-        return self._received(batches)
+            blocks = iter(self._loader)
+        return self._received(blocks)
 
-    def _received(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
+    def _received(self, blocks: Iterator[Block | UserError]) -> Iterator[Batch | UserError]:
         """The batches as they come; memory may run out in receiving one too."""
         if not self._workers.have_all_started():
             yield _hangs()
             return
         while True:
             try:
-                batch = next(batches)
+                block = next(blocks)
             except StopIteration:
                 return
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                batch = _out_of_memory(self._loader.num_workers)
-            yield batch
+                block = _out_of_memory(self._loader.num_workers)
+            yield block.batch() if isinstance(block, Block) else block
 
 
 class _Workers:

@@ -2,11 +2,15 @@
 
 import logging
 import sys
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
+from tracknet.data.decode import available_cores
 from tracknet.data.frames import FrameStore
 from tracknet.data.index import Clip
 from tracknet.errors import DataError, UserError
@@ -30,8 +34,12 @@ def on_all_ranks(work: Callable[[], Result], gather: Gather) -> Result:
     return result  # type: ignore[return-value]
 
 
-def prepare_clips(clips: Sequence[Clip], store: FrameStore, on_error: str, share: tuple[int, int], gather: Gather) -> dict[str, str]:
+def prepare_clips(
+    clips: Sequence[Clip], store: FrameStore, on_error: str, share: tuple[int, int], gather: Gather, *, order: int = 0
+) -> dict[str, str]:
     """Decodes what the cache lacks. All ranks: holds collectives.
+
+    Machines that share the cache's disk share the work too: each takes the clips in another order, and skips what the others have done.
 
     Args:
         clips: of the whole run, the same on all ranks.
@@ -39,22 +47,37 @@ def prepare_clips(clips: Sequence[Clip], store: FrameStore, on_error: str, share
         on_error: `stop` ends the run at the first broken clip; `skip` leaves it out.
         share: this process's number on its machine, and how many there are.
         gather: joins the lists of all ranks.
+        order: processes that do not know of each other, and fill one cache, take different ones; 0 is the order of the clips.
 
     Returns:
         The errors of the clips left out, by clip id, the same on all ranks.
 
     Raises:
         DataError: a clip is broken and `on_error` is `stop`, or the machines hold different clips.
-        UserError: the cache cannot be written.
+        UserError: the cache's folder is none.
     """
     _check_same_clips(clips, gather)
-    mine = clips[share[0] :: share[1]]
-    broken = on_all_ranks(lambda: _prepare(mine, store, on_error, show=share[0] == 0), gather)
+    claim_clips(clips, store)
+    if share[0] == 0:
+        store.folder.tidy()
+    mine = _ordered(clips[share[0] :: share[1]], order + _machine(share, gather))
+    threads = max(1, available_cores() // share[1])
+    broken = on_all_ranks(lambda: _prepare(mine, store, on_error, threads, show=share[0] == 0), gather)
     together: dict[str, str] = {}
     for clip_id, message in gather(list(broken.items())):
         together.setdefault(clip_id, message)
-    on_all_ranks(lambda: _settle([clip for clip in clips if clip.id not in together], store), gather)
+    kept = [clip for clip in clips if clip.id not in together]
+    missing = on_all_ranks(lambda: store.settle(kept), gather)
+    if missing and share[0] == 0:
+        _tell_of_missing(missing, kept, store)
     return together
+
+
+def claim_clips(clips: Sequence[Clip], store: FrameStore) -> None:
+    """Notes that a run needs these clips, see `FrameStore.claim`; those of several stores before the first of them is filled."""
+    for clip in clips:
+        with suppress(DataError):  # its source has gone; preparing it will tell
+            store.claim(clip)
 
 
 def _check_same_clips(clips: Sequence[Clip], gather: Gather) -> None:
@@ -66,7 +89,20 @@ def _check_same_clips(clips: Sequence[Clip], gather: Gather) -> None:
         raise DataError(f"data.root: the machines do not hold the same clips; {differing[0]} is not on all of them")
 
 
-def _prepare(clips: Sequence[Clip], store: FrameStore, on_error: str, show: bool) -> dict[str, str]:
+def _machine(share: tuple[int, int], gather: Gather) -> int:
+    """The number of this machine among those of the run; ranks of one machine follow each other."""
+    own = uuid.uuid4().hex
+    ranks = gather([(own, share[0])])
+    mine = [name for name, _ in ranks].index(own)
+    return len([local_rank for _, local_rank in ranks[: mine + 1] if local_rank == 0]) - 1
+
+
+def _ordered(clips: Sequence[Clip], order: int) -> list[Clip]:
+    """The clips in one of many orders, in which no two processes work side by side for long; 0 is their own."""
+    return list(clips) if order == 0 else [clips[place] for place in np.random.default_rng(order).permutation(len(clips))]
+
+
+def _prepare(clips: Sequence[Clip], store: FrameStore, on_error: str, threads: int, show: bool) -> dict[str, str]:
     """Decodes clips one after the other; the broken ones and why, by clip id."""
     broken: dict[str, str] = {}
     frames_done, next_line = 0, 0.1
@@ -82,7 +118,7 @@ def _prepare(clips: Sequence[Clip], store: FrameStore, on_error: str, show: bool
     with tqdm(total=frames_all, desc="decoding", unit="frame", disable=not (on_terminal and missing)) as bar:
         for clip in missing:
             try:
-                store.prepare(clip)
+                store.prepare(clip, threads)  # at once where another process has done it meanwhile
             except DataError as error:
                 _drop(broken, clip, error, on_error)
             bar.update(clip.length)
@@ -100,8 +136,10 @@ def _drop(broken: dict[str, str], clip: Clip, error: DataError, on_error: str) -
     broken[clip.id] = str(error)
 
 
-def _settle(clips: Sequence[Clip], store: FrameStore) -> None:
-    """Makes sure that this process finds every clip, whichever process of the machine has decoded it."""
-    for clip in clips:
-        if not store.is_prepared(clip):
-            raise DataError(f"{clip.source}: decoded, yet not in {store.cache_dir}; all processes of a machine must share data.cache_dir")
+def _tell_of_missing(missing: Sequence[Clip], clips: Sequence[Clip], store: FrameStore) -> None:
+    """One line about the clips that the cache does not hold."""
+    limit = store.folder.limit
+    reason = "no room for them" if limit is None else f"data.cache_limit_gb={limit / 1e9:g} leaves no room for them"
+    frames = sum(clip.length for clip in missing)
+    text = "%d of %d clips (%d frames) are decoded whenever they are read: %s in %s"
+    log.info(text, len(missing), len(clips), frames, reason, store.folder.path)

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracknet.data.batch import Batch
+from tracknet.data.batch import Batch, as_stored
 from tracknet.data.index import NO_LABEL, ClipIndex
 from tracknet.errors import UserError
+from tracknet.evaluation.forward import logits_of
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
 from tracknet.metrics.outcomes import Counts, count_outcomes
@@ -80,7 +81,7 @@ def detect(
         UserError: the network's output is not finite.
     """
     with autocast():
-        logits = model(batch.frames.to(device), None if batch.background is None else batch.background.to(device), None)
+        logits = logits_of(model, batch.frames.to(device), None if batch.background is None else batch.background.to(device))
     xy_input, score = _peaks(logits, input_wh=(batch.frames.shape[-1], batch.frames.shape[-2]))
     windows = enumerate(batch.sample_index.tolist())
     previews = [_preview(batch, position, logits, xy_input, score) for position, window in windows if window in preview_windows]
@@ -117,9 +118,9 @@ def _preview(batch: Batch, window: int, logits: Tensor, xy_input: Tensor, score:
     frame = int(torch.nonzero(batch.counted[window])[0])
     return Preview(
         row=int(batch.frame_row[window, frame]),
-        frame=batch.frames[window, frame].permute(1, 2, 0).contiguous().numpy(),
+        frame=as_stored(batch.frames)[window, frame].clone().numpy(),  # a view would hold the whole batch until it is drawn
         probability=torch.sigmoid(logits[window, frame].float()).cpu().numpy(),
-        xy_input=xy_input[window, frame].numpy(),
+        xy_input=xy_input[window, frame].clone().numpy(),
         score=float(score[window, frame]),
     )
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tracknet.data.batch import Batch
 from tracknet.data.dataset import WindowDataset
-from tracknet.data.frames import FrameStore, cache_root
+from tracknet.data.frames import FrameStore, frame_store
 from tracknet.data.index import ClipIndex
 from tracknet.data.prepare import on_all_ranks, prepare_clips
 from tracknet.errors import UserError
@@ -91,7 +91,7 @@ def _detect_all(
         with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
             for first in range(0, len(batches), at_once):
                 # loaded here: the store's memory maps are not for several threads
-                group = [dataset.collate([dataset[0, window] for window in windows]) for windows in batches[first : first + at_once]]
+                group = [dataset.batch([(0, window) for window in windows]) for windows in batches[first : first + at_once]]
                 found += pool.map(lambda batch: _detect(network, batch, dataset.index, device), group)
                 done(len(group))
     finally:
@@ -149,7 +149,7 @@ def evaluate_folder(
     limit = detection_threshold(network.config, threshold)
     index, lines = read_split(data, games, share)
     width, height = network.config.input_size
-    store = FrameStore(cache_root(data.cache_dir), (width, height))
+    store = frame_store(data, (width, height))
     broken = prepare_clips(index.clips, store, data.on_error, (share.local_rank, share.local_size), share.gather)
     lines += [f"clip skipped (data.on_error=skip): {message}" for message in broken.values()]
     index = index.without(broken)

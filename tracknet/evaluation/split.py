@@ -53,8 +53,9 @@ def read_split(data: DataConfig, games: Sequence[str], share: Share = ALONE) -> 
         DataError: labels are broken, no clip is left, or no frame has a label.
     """
     check_game_names(games)
+    cache_dir = cache_root(data.cache_dir)
     if data.synthetic is not None:
-        synthetic, cache_dir = data.synthetic, cache_root(data.cache_dir)
+        synthetic = data.synthetic
         if share.local_rank == 0:
             on_all_ranks(lambda: make_rallies(synthetic, games, cache_dir), share.gather)
         else:
@@ -63,7 +64,7 @@ def read_split(data: DataConfig, games: Sequence[str], share: Share = ALONE) -> 
     else:
         assert data.root is not None
         root = Path(data.root)
-    index, errors = on_all_ranks(lambda: read_clips(root, games, data.on_error), share.gather)
+    index, errors = on_all_ranks(lambda: read_clips(root, games, data.on_error, cache_dir), share.gather)
     check_usable(index, games)
     return index, [f"clip skipped (data.on_error=skip): {error}" for error in errors]
 

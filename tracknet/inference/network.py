@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracknet.errors import ConfigError, UserError, shown
+from tracknet.evaluation.forward import logits_of
 from tracknet.models import TrackNetConfig, TrackNetModel
 from tracknet.models.folder import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_model_config, weight_files
 from tracknet.out_of_memory import is_out_of_memory, release_memory
@@ -52,8 +53,7 @@ class TorchNetwork:
         try:
             with torch.inference_mode():
                 beside = None if background is None else background.to(self.device)
-                logits: Tensor = self._model(frames.to(self.device), beside, dropout_keys)
-                return logits.float().cpu()
+                return logits_of(self._model, frames.to(self.device), beside).float().cpu()
         except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracknet.errors import ConfigError, UserError, shown
+from tracknet.evaluation.forward import logits_of
 from tracknet.models import TrackNetConfig
 from tracknet.models.folder import read_model_config
 
@@ -36,7 +37,7 @@ def output_shapes(config: TrackNetConfig) -> dict[str, Shape]:
 
 
 class OnnxNetwork:
-    """The network of a folder with `config.json` and `model.onnx`, on the CPU with as many threads as PyTorch has.
+    """The network of a folder with `config.json` and `model.onnx`, on the CPU. A call is the work of one thread; several may call at once.
 
     Args:
         folder: that the export wrote.
@@ -77,6 +78,10 @@ class OnnxNetwork:
         for name, tensor in given.items():
             if list(tensor.shape[1:]) != self._shapes[name][1:] or len(tensor) != len(frames) or tensor.dtype != torch.uint8:
                 raise ValueError(f"{name} must be uint8 {self._shapes[name]}, all of one {BATCH}, got {tensor.dtype} {list(tensor.shape)}")
+        return logits_of(self._logits, frames, background)
+
+    def _logits(self, frames: Tensor, background: Tensor | None, dropout_keys: Tensor | None) -> Tensor:
+        given = {"frames": frames} | ({} if background is None else {"background": background})
         return torch.from_numpy(_run(self._session, given))
 
 
@@ -114,7 +119,7 @@ def _open_session(path: Path) -> Any:
         raise UserError(f"onnxruntime is needed to run {path} ({error}): {NEEDS_ONNX}") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1  # a caller's own; with more, those of several callers spin while they wait for each other
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no other class

@@ -3,7 +3,7 @@
 import math
 import mmap
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracknet.data.background import FRAMES_USED, frames_used, median_picture
+from tracknet.data.batch import as_stored, empty_pictures
 from tracknet.errors import UserError
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
+from tracknet.inference.ahead import ReadAhead
 from tracknet.inference.network import Network, device_of, out_of_memory
 from tracknet.inference.source import TimedFrame
 from tracknet.inference.track import DECIMALS
@@ -62,7 +64,10 @@ class _Window:
 
 
 def detect_stream(frames: Iterable[TimedFrame], network: Network, batch_windows: int, answer_from: int = 0) -> Iterator[FrameDetection]:
-    """Finds the peak of every frame, in order, holding `BLOCK_FRAMES` frames at most.
+    """Finds the peak of every frame, in order, holding `BLOCK_FRAMES` frames and those of the batches at work, twice.
+
+    The frames are read on a thread of their own, while others are at work and while whoever takes the answers writes them: as soon as
+    one is answered, another is read.
 
     Windows of T frames stand end to end, and the last one of the footage is moved back to end with it, as in an evaluation; footage
     shorter than T repeats its last frame. The background is the median picture of 25 frames spread over the block of `BLOCK_FRAMES`
@@ -80,22 +85,44 @@ def detect_stream(frames: Iterable[TimedFrame], network: Network, batch_windows:
     Raises:
         UserError: the network's output is not finite; memory runs out.
     """
-    windows = _windows(frames, network.config.frames, network.config.background)
-    answered = (window for window in windows if window.first_answered >= answer_from)
-    batches = _batches(answered, _unit_frames(network, batch_windows), batch_windows)
+    length = network.config.frames
     on_cpu, threads = device_of(network) == "cpu", torch.get_num_threads()
     workers = min(threads, BATCHES_AT_ONCE) if on_cpu else 1
+    at_work = (workers + 1) * batch_windows * length
+    most = _block_frames(length, network.config.background) + 2 * at_work + 2 * length  # what makes up a block can always be read
+    copies = (replace(frame, picture=_own_copy(frame.picture)) for frame in frames)
     running: deque[Future[list[FrameDetection]]] = deque()
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,)) as pool:
-            for batch in batches:
+        with (
+            ReadAhead(copies, most) as ahead,
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,)) as pool,
+        ):
+            windows = _answered(_windows(ahead, length, network.config.background), answer_from, ahead.done)
+            for batch in _batches(windows, _unit_frames(network, batch_windows), batch_windows):
                 running.append(pool.submit(_answers, batch, network, batch_windows))
-                if len(running) > workers:  # so that the next frames are decoded while these are at work
-                    yield from running.popleft().result()
+                del batch  # its frames go as soon as it is done
+                if len(running) > workers:  # so that none of them waits for the next batch
+                    yield from _finished(running.popleft(), ahead.done)
             while running:
-                yield from running.popleft().result()
+                yield from _finished(running.popleft(), ahead.done)
     finally:
         torch.set_num_threads(threads)  # what the pool sets holds for threads that are yet to come too
+
+
+def _answered(windows: Iterable[_Window], answer_from: int, done: Callable[[int], None]) -> Iterator[_Window]:
+    """The windows that are to be answered; the frames of the others are done."""
+    for window in windows:
+        if window.first_answered >= answer_from:
+            yield window
+        else:
+            done(len(window.frames) - window.answers_from)
+
+
+def _finished(work: "Future[list[FrameDetection]]", done: Callable[[int], None]) -> list[FrameDetection]:
+    """What a batch has found."""
+    found = work.result()
+    done(len(found))
+    return found
 
 
 def resume_point(frames_answered: int, network: Network, batch_windows: int) -> int:
@@ -143,15 +170,15 @@ def _windows(frames: Iterable[TimedFrame], length: int, with_background: bool) -
     samples: list[NDArray[np.uint8]] = []  # that make the background
     unseen = 0  # how many of those held the background does not know
     for frame in frames:
-        held.append(replace(frame, picture=_own_copy(frame.picture)))
+        held.append(frame)
         unseen += 1
         if len(held) < block_frames:
             continue
-        whole = len(held) - len(held) % length
         if with_background:
             samples, unseen = _spread(held), 0
-        yield from _end_to_end(held[:whole], length, _median(samples))
-        before, held = held[whole - length : whole], held[whole:]
+        whole = len(held) - len(held) % length
+        block, before, held = held[:whole], held[whole - length : whole], held[whole:]
+        yield from _end_to_end(block, length, _median(samples))
     if not held:
         return
     if with_background and unseen:
@@ -178,8 +205,11 @@ def _own_copy(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _end_to_end(frames: list[TimedFrame], length: int, background: NDArray[np.uint8] | None) -> Iterator[_Window]:
-    for start in range(0, len(frames), length):
-        yield _Window(frames[start : start + length], background, answers_from=0)
+    """Windows of all these frames, which leave the list one after the other."""
+    while frames:
+        window = _Window(frames[:length], background, answers_from=0)
+        del frames[:length]
+        yield window
 
 
 def _spread(frames: list[TimedFrame], count: int | None = None) -> list[NDArray[np.uint8]]:
@@ -220,13 +250,16 @@ def _answers(windows: list[_Window], network: Network, batch_windows: int) -> li
 def _batch(windows: list[_Window], batch_windows: int) -> tuple[Tensor, Tensor | None]:
     """The windows as tensors, filled up with zeros: for one shape, one computation and the same bits."""
     height, width = windows[0].frames[0].picture.shape[:2]
-    frames = torch.zeros((batch_windows, len(windows[0].frames), 3, height, width), dtype=torch.uint8)
-    background = None if windows[0].background is None else torch.zeros((batch_windows, 3, height, width), dtype=torch.uint8)
+    frames = empty_pictures(batch_windows, len(windows[0].frames), size_wh=(width, height))
+    background = None if windows[0].background is None else empty_pictures(batch_windows, size_wh=(width, height))
     for number, window in enumerate(windows):
         for position, frame in enumerate(window.frames):
-            np.copyto(frames[number, position].numpy(), frame.picture.transpose(2, 0, 1))
+            as_stored(frames)[number, position].numpy()[:] = frame.picture
         if background is not None and window.background is not None:
-            np.copyto(background[number].numpy(), window.background.transpose(2, 0, 1))
+            as_stored(background)[number].numpy()[:] = window.background
+    for pictures in (frames, background):
+        if pictures is not None:
+            pictures[len(windows) :] = 0
     return frames, background
 
 

@@ -77,6 +77,7 @@ class UnetHeatmap(nn.Module):
     def __init__(self, frames: int, picture_channels: int, channels: list[int], blocks_per_stage: int) -> None:
         super().__init__()
         self.multiple = 2 ** len(channels)
+        self.channels_last = True  # the order in memory of the features; about twice as fast on a CPU
         self.backbone = UnetEncoder(frames * picture_channels, channels, blocks_per_stage)
         self.decoder = UnetDecoder(channels, blocks_per_stage)
         self.head = heatmap_head(channels[0], frames)
@@ -84,7 +85,7 @@ class UnetHeatmap(nn.Module):
     def forward(self, pictures: Tensor, size_hw: tuple[int, int], dropout_keys: Tensor | None) -> Tensor:
         """(B, T, C, H, W) float, any H and W -> logits (B, T, *size_hw); it has no dropout, so the keys are not needed."""
         height, width = pictures.shape[-2:]
-        x = pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        x = pictures.flatten(1, 2).contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tracknet.data.frames import FrameStore, cache_root
+from tracknet.data.frames import frame_store
 from tracknet.data.index import ClipIndex
 from tracknet.data.prepare import prepare_clips
 from tracknet.errors import ConfigError, DataError, UserError
@@ -149,7 +149,7 @@ def _about(scores: dict[str, Any]) -> str:
 def _pictures(path: Path, source: Source) -> tuple[list[Gallery], list[Any]]:
     index, _ = read_split(source.data, source.games)
     predictions, _ = fit_to_labels(read_predictions(path), index, path)
-    store = FrameStore(cache_root(source.data.cache_dir), source.input_wh)
+    store = frame_store(source.data, source.input_wh)
     index = index.without(prepare_clips(index.clips, store, source.data.on_error, (0, 1), lambda items: items))
     detections, visible = _of_index(predictions, index)
     verdicts = judge(index, detections, visible)

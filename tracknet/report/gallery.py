@@ -104,7 +104,7 @@ def draw_mistake(index: ClipIndex, verdicts: Verdicts, place: int, store: FrameS
     number = row - clip.first_row
     has_ball, detected = index.visibility[row] >= 1, kind in ("FP1", "FP2")
     picture = draw_comparison(
-        np.array(store.frames(clip)[number]),
+        np.array(store.window(clip, number, 1)[0]),
         predicted_xy_input=resize_points(verdicts.found.xy_px[place], clip.size_wh, size_wh) if detected else None,
         truth_xy_input=resize_points(index.xy_px[row].astype(np.float64), clip.size_wh, size_wh) if has_ball else None,
     )

@@ -69,4 +69,6 @@ class DataConfig:
     background: str = bounded("none", choices=("none", "median"))
     on_error: str = bounded("stop", choices=("stop", "skip"))
     cache_dir: str | None = None  # decoded frames; null is $TRACKNET_CACHE_DIR, else ~/.cache/tracknet
+    cache_form: str = bounded("raw", choices=("raw", "jpeg"))  # of training's frames; jpeg takes a seventh, its pixels are a JPEG's
+    cache_limit_gb: float | None = bounded(None, low=0.0)  # 1e9 bytes; null is no limit; what does not fit is decoded at each reading
     synthetic: SyntheticConfig | None = None

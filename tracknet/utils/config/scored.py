@@ -16,7 +16,7 @@ from tracknet.utils.config.build import PATH_KEYS, absolute
 from tracknet.utils.config.files import find_yaml, project_root, read_yaml
 from tracknet.utils.config.overrides import Override, merge_trees, missing_key, parse_overrides
 
-OF_THE_PLACE = ("data.root", "data.split", "data.cache_dir", "data.on_error", "data.synthetic")
+OF_THE_PLACE = ("data.root", "data.split", "data.cache_dir", "data.cache_limit_gb", "data.on_error", "data.synthetic")
 """What may be changed; all else in `data` belongs to training, or to the model."""
 
 
