@@ -228,6 +228,12 @@ def test_help_imports_no_torch() -> None:
     assert not imported & {"torch", "transformers", "accelerate", "wandb", "cv2", "numpy"}
 
 
+def test_a_dry_run_imports_no_torch() -> None:
+    code = "import sys; from tracknet.scripts.train import main; assert main(['--dry-run']) == 0; print(*sys.modules, file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name.split(".")[0] for name in run.stderr.split()} & {"torch", "transformers", "accelerate", "wandb", "cv2", "numpy"}
+
+
 def test_the_module_leaves_with_the_code() -> None:
     done = start("-m", "tracknet.scripts.train", "--nope")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -154,6 +154,8 @@ def test_interpolations_are_resolved_and_checked(monkeypatch: pytest.MonkeyPatch
         ("training.optimizer.betas=[0.9]", "training.optimizer.betas", "2 numbers"),
         ("training.optimizer.betas=[0.9, 1.0]", "training.optimizer.betas", "< 1"),
         ("training.amp=1", "training.amp", "true or false"),
+        ("training.channels_last=1", "training.channels_last", "true or false"),
+        ("training.num_threads=-1", "training.num_threads", "whole number"),
         ("training.precision=fp8", "training.precision", "auto, fp32, fp16, bf16"),
         ("training.loss=focal", "training.loss", "name, alpha, beta"),
         ("training.optimizer.name=lion", "training.optimizer.name", "adamw, adam, sgd, adadelta"),

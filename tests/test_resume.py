@@ -314,6 +314,12 @@ def test_other_changes_are_told(key: str, value: Any, line: str) -> None:
     assert check_same_run(resolved(), changed(key, value)) == [line]
 
 
+def test_a_run_from_before_the_cache_had_forms_goes_on_with_raw_frames_alone() -> None:
+    assert check_same_run(resolved(), changed("data.cache_form", "raw")) == ["data.cache_form: (absent) -> raw"]
+    with pytest.raises(ConfigError, match=r"data\.cache_form was \(absent\) and is now jpeg"):
+        check_same_run(resolved(), changed("data.cache_form", "jpeg"))
+
+
 def test_the_decay_may_change_while_averages_stay_on() -> None:
     assert check_same_run(changed("training.ema_decay", 0.9), changed("training.ema_decay", 0.99)) == ["training.ema_decay: 0.9 -> 0.99"]
     with pytest.raises(ConfigError, match=r"training\.ema_decay was 0\.9 and is now 0"):

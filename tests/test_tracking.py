@@ -57,7 +57,7 @@ def test_an_offline_run_holds_everything_and_a_resumed_one_continues_it(tmp_path
     for step in (10, 20):
         first.log(step, {"train/loss": 1 / step})
     first.log(20, {"val/f1_tracknetv2": 0.5, "val/nothing": float("nan")})
-    first.log_previews(20, {"game8/Clip1 0012": picture})
+    first.log_previews(20, lambda: {"game8/Clip1 0012": picture})
     first.finish(0)
     second = tracker(tmp_path, "offline", first.state()["wandb_id"])
     second.log(30, {"train/loss": 1 / 30})
@@ -252,7 +252,7 @@ def test_a_client_that_cannot_be_imported_is_a_warning(
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
     other = tracker(tmp_path / "run", "offline", is_main=False)
     other.log(1, {"train/loss": 0.5})
-    other.log_previews(1, {"a": np.zeros((4, 4, 3), np.uint8)})
+    other.log_previews(1, lambda: {"a": np.zeros((4, 4, 3), np.uint8)})
     other.finish(0)
     assert list(tmp_path.iterdir()) == []
 

@@ -53,7 +53,7 @@ run.truncate_metrics_after(first)
 tracker = Tracker(run, TrackingConfig(wandb=sys.argv[6]), {}, is_main=True, run_id="run-x", wandb_id="abcd1234")
 
 def evaluate(step):
-    tracker.log_previews(step, {"game8": np.full((40, 60, 3), step, np.uint8)})
+    tracker.log_previews(step, lambda: {"game8": np.full((40, 60, 3), step, np.uint8)})
     tracker.log(step, {"val/f1": 1000 + step, "val/nothing": float("nan")})
 
 if first and first % 10 == 0 and ending.startswith("evaluate"):
@@ -119,7 +119,7 @@ def test_a_run_that_had_no_client_gives_it_all_of_its_past(tmp_path: Path) -> No
         for step in range(first + 1, first + 21):
             one.log(step, {"train/loss": math.nan if step == 5 else step / 7})
         if mode == "disabled":
-            one.log_previews(20, {"a": np.zeros((4, 4, 3), np.uint8)})
+            one.log_previews(20, lambda: {"a": np.zeros((4, 4, 3), np.uint8)})
         one.finish(0)
     (path,) = wandb_files(tmp_path)
     rows = history_of(wandb_records(path))

@@ -128,6 +128,8 @@ class TrainingConfig:
     epochs: int = bounded(10, low=1)
     max_steps: int = bounded(0, low=0)  # above 0 it ends the run, whatever epochs says
     precision: str | None = bounded("auto", choices=("auto", "fp32", "fp16", "bf16"))
+    channels_last: bool = True  # order in memory of weights and features; last bits depend on it; sharded weights never lie so
+    num_threads: int = bounded(0, low=0, high=1024)  # of PyTorch, per process; 0: as PyTorch or the launcher chose; last bits depend on it
     amp: bool = False  # decides only where precision is null; a YAML with amp and without precision (an old one) has it null
     grad_clip: float = bounded(1.0, low=0.0)  # bound of the gradient's L2 norm; 0 does not clip
     grad_clip_norm: float = bounded(0.0, low=0.0)  # another name of grad_clip; see `gradient_bound`

@@ -96,7 +96,7 @@ def build_network(config: Config, datasets: Datasets, ranks: Ranks, starts_from:
     model.freeze_backbone(backbone_frozen_epochs(config) > 0)
     module: nn.Module = model  # transformers' own `to` hides these types
     module.to(ranks.device)
-    module.to(memory_format=torch.channels_last)  # on a CPU the U-Net's step takes about half the time of the other layout
+    model.use_channels_last(config.training.channels_last)
     ranks.copy_from_main_([*model.parameters(), *model.buffers()])
     count = sum(p.numel() for p in model.parameters())
     log.info("%s: %.2f M parameters, on %s", config.model.model_name, count / 1e6, ranks.device)
@@ -193,6 +193,7 @@ def build_trainer(
         evaluate=_evaluation(config, accelerator, ranks, datasets, state, tracker, stop_requested),
         saving=_saving(config, saved_config, ranks, state, tracker),
         log_metrics=tracker.log,
+        settle_previews=tracker.settle_previews,
         progress=progress,
         stop_requested=stop_requested,
     )
@@ -243,7 +244,7 @@ def _evaluation(
     settings = config.training.evaluation
 
     def show_previews(step: int, previews: list[Preview]) -> None:
-        tracker.log_previews(step, draw_previews(previews, datasets.val.index, settings.threshold))
+        tracker.log_previews(step, lambda: draw_previews(previews, datasets.val.index, settings.threshold))
 
     validation = Validation(
         state,
@@ -271,7 +272,11 @@ def _saving(config: Config, saved_config: dict[str, Any], ranks: Ranks, state: T
     """Writes checkpoints that a later launch can recognise as this run's."""
     run_folder = _run_folder(config)
     store = CheckpointStore(run_folder, config.training.checkpoint.keep_last)
-    saver = BackgroundSaver(store, after=lambda step: remove_size_note(run_folder, step))  # the checkpoint has the sizes
+    saver = BackgroundSaver(
+        store,
+        after=lambda step: remove_size_note(run_folder, step),  # the checkpoint has the sizes
+        before=tracker.wait_for_previews,  # a run that goes on from it evaluates no more at that step
+    )
     if ranks.is_main:
         saver.reserve(state.bytes_to_save(), pinned=ranks.device.type == "cuda")
     constant = {"config": saved_config, "launcher": launcher_of(os.environ)}

@@ -196,6 +196,7 @@ def _existing(ckpt_dir: Path) -> str:
 _FIXED = (
     "model",
     "data.background",
+    "data.cache_form",
     "data.licence",  # of what it was trained on already
     "data.preprocess",
     "data.sequence",
@@ -208,6 +209,7 @@ _FIXED = (
     "training.seed",
 )
 _FREE = ("model.backbone.device_map", "model.backbone.local_files_only")  # exceptions: where weights come from and lie
+_BEFORE_THE_KEY = {"data.cache_form": "raw"}  # what a run did that was saved before there was the key
 _OF_THE_LAUNCH = "runtime"  # paths, names and times; only the seed says something about the run
 _ABSENT = "(absent)"
 
@@ -259,6 +261,8 @@ def _below(key: str, parent: str) -> bool:
 
 
 def _breaks(key: str, old: Any, new: Any) -> bool:
+    if old == _ABSENT and key in _BEFORE_THE_KEY:
+        return bool(new != _BEFORE_THE_KEY[key])
     if _ABSENT in (old, new):
         return False  # a version of TrackNet knows the key and the other does not
     if key == "training.ema_decay":

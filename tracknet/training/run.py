@@ -89,6 +89,8 @@ def train(cfg: DictConfig, resume: str | None) -> int:
         UserError: a mistake outside the program.
     """
     accelerator, precision = start_accelerator(typed(cfg).training)
+    if threads := typed(cfg).training.num_threads:
+        torch.set_num_threads(threads)
     try:
         with leaving_with_a_word():
             code = _train(cfg, resume, accelerator, precision)

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +10,11 @@ from torch import Tensor
 
 from tracknet.errors import UserError
 from tracknet.out_of_memory import is_out_of_memory
+from tracknet.training.background import step_back
 from tracknet.training.checkpoint_store import CheckpointStore
 from tracknet.training.snapshot import Snapshot
 
 log = logging.getLogger("tracknet")
-
-_NICENESS = 5  # of the thread: on busy cores it gets about a third of what a thread of the training gets
 
 
 class BackgroundSaver:
@@ -29,10 +26,11 @@ class BackgroundSaver:
     Args:
         store: where they go.
         after: called on the thread with the step of each checkpoint that was written.
+        before: called on the thread before each, for what must be on the disk by then.
     """
 
-    def __init__(self, store: CheckpointStore, after: Callable[[int], None]) -> None:
-        self._store, self._after = store, after
+    def __init__(self, store: CheckpointStore, after: Callable[[int], None], before: Callable[[], object] = lambda: None) -> None:
+        self._store, self._after, self._before = store, after, before
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -86,7 +84,8 @@ class BackgroundSaver:
             return
 
         def write() -> None:
-            _step_back()
+            step_back()
+            self._before()
             self._store.save(step, own_texts, copies, own_state, best)
             try:
                 self._after(step)
@@ -149,10 +148,3 @@ class BackgroundSaver:
 
 def _out_of_memory(error: Exception) -> UserError:
     return UserError(f"out of memory while a checkpoint was saved: {' '.join(str(error).split())}; free some memory")
-
-
-def _step_back() -> None:
-    """Lowers the priority of the calling thread."""
-    if sys.platform == "linux":  # where a thread has a niceness of its own
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS))

@@ -97,13 +97,18 @@ class TrainingStep:
             ConfigError: the model has layers whose output for a sample depends on the rest of its micro-batch.
         """
         self._summed_loss, self._scaler = summed_loss, summed_loss.scaler
+        self._scale = self._scaler.get_scale()
         self._optimizer, self._ranks, self._clip_norm, self._describe = optimizer, ranks, clip_norm, describe
         self._sums = torch.zeros(len(fields(Sums)), dtype=accumulation_dtype(ranks.device), device=ranks.device)
         self.failed_update = FailedUpdate(ranks)
-        self.begin_phase(micro_batch)
+        self._begin(micro_batch)
 
     def begin_phase(self, micro_batch: MicroBatchSize) -> None:
         """To be called by all ranks when parameters were frozen or released, with the sizes that belong to what trains now."""
+        self._gradients.close()
+        self._begin(micro_batch)
+
+    def _begin(self, micro_batch: MicroBatchSize) -> None:
         refuse_batch_statistics(self._summed_loss.model)
         self._micro_batch, self._is_trial = micro_batch, False
         self._optimizer.zero_grad(set_to_none=True)
@@ -163,11 +168,11 @@ class TrainingStep:
         out_of_memory = False
         try:
             self._gradients.clear()
-            losses = [self._summed_loss.backward(part, step) for part in batch.split(size)]
+            parts = batch.split(size) if len(batch) > size else [batch] * bool(len(batch))
+            losses = [self._summed_loss.backward(part, step) for part in parts]
             per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
-            non_finite = ~torch.isfinite(per_sample)
-            # one wait for the device, whatever the number of micro-batches
-            loss, bad = torch.stack([per_sample.sum(), non_finite.sum()]).tolist()
+            loss = per_sample.sum().item()  # one wait for the device, whatever the number of micro-batches
+            bad = [] if math.isfinite(loss) else (~torch.isfinite(per_sample)).nonzero()[:, 0].tolist()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -175,8 +180,8 @@ class TrainingStep:
         if out_of_memory:  # not in the `except` block: the traceback keeps the tensors alive
             release_memory(self._ranks.device)
             return Sums(out_of_memory=1.0, samples=float(len(batch))), []
-        sums = Sums(loss, float(batch.labeled.sum()), bad, stop=float(stop), samples=float(len(batch)))
-        return sums, batch.sample_index[non_finite.cpu()].tolist() if bad else []
+        sums = Sums(loss, float(batch.labeled.sum()), float(len(bad)), stop=float(stop), samples=float(len(batch)))
+        return sums, batch.sample_index[bad].tolist() if bad else []
 
     def _update(self, labeled_frames: float, step: int) -> tuple[float, bool]:
         """Reduces, divides, clips and steps. All ranks call this.
@@ -186,7 +191,6 @@ class TrainingStep:
         """
         if self._ranks.size > 1:
             self._ranks.sum_(self._gradients.tensors()[0])
-        scale_before = self._scaler.get_scale()
         try:
             norm = self._apply(labeled_frames, step)
         except Exception as error:
@@ -195,15 +199,22 @@ class TrainingStep:
             # the weights may be half changed, so this step cannot be tried again; and the others do not know yet
             self.failed_update.reason = out_of_memory_in_update(step)
             return math.nan, True
+        return norm, self._scaler.is_enabled() and self._adapt_scale(step)
+
+    def _adapt_scale(self, step: int) -> bool:
+        """Lets fp16's scale fall after an overflow, or rise; returns whether it fell."""
+        before = self._scale
         self._scaler.update()
-        if self._scaler.is_enabled() and self._scaler.get_scale() < 1:
+        self._scale = self._scaler.get_scale()  # waits for the device, so once a step
+        if self._scale < 1:
             raise fp16_overflows(step)
-        return norm, self._scaler.get_scale() < scale_before
+        return self._scale < before
 
     def _apply(self, labeled_frames: float, step: int) -> float:
         """Divides the reduced gradient by its count, clips it and makes the update; returns its norm before clipping."""
         gradients = self._gradients.tensors()
-        self._scaler.unscale_(self._optimizer)
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._optimizer)
         factor = self._summed_loss.nominal_frames / max(1.0, labeled_frames)
         norm = math.sqrt(squared_norm(gradients)) * factor
         if not math.isfinite(norm) and not self._scaler.is_enabled():

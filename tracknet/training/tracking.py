@@ -1,9 +1,10 @@
 """Metrics and preview pictures of a run: into its folder always, to Weights & Biases where asked for."""
 
 import io
+import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tracknet.schema.training import TrackingConfig
+from tracknet.training.background import BackgroundThread
 from tracknet.training.wandb_thread import WandbThread
 from tracknet.utils.run_directory import PREVIEW, RunDirectory, write_atomically
 
+log = logging.getLogger("tracknet")
+
+FINISH_SECONDS = 2.0  # at the end, for pictures that are not written yet; after a stop signal little time is left
 JPEG_QUALITY = 90  # a preview takes some 150 kB; as PNG, ten times that
 
 
@@ -39,6 +44,8 @@ class Tracker:
         self._wandb_id = wandb_id
         if not is_main:
             return
+        self._pictures = BackgroundThread("tracknet-previews")
+        self._pictures_step = -1  # of the last ones
         self._last_step, self._known_names = run.metrics_of_last_step()
         if settings.wandb != "disabled" and wandb_id is None:
             # Not the run id: two runs that start in the same second on two machines would become one in W&B.
@@ -57,7 +64,7 @@ class Tracker:
             )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a line to `metrics.jsonl`; never waits for W&B.
+        """Adds a line to `metrics.jsonl`; never waits for W&B. A later step than that of pictures waits until these are written.
 
         What an earlier launch has written of the step stays as it is: it was killed before a checkpoint knew of it.
 
@@ -66,10 +73,12 @@ class Tracker:
             metrics: names such as "train/loss" and their values.
 
         Raises:
-            UserError: `metrics.jsonl` cannot be written.
+            UserError: `metrics.jsonl` or an earlier picture cannot be written.
         """
         if not self._is_main:
             return
+        if step > self._pictures_step >= 0:
+            self.settle_previews()  # W&B gets a step with its pictures once a later one is in the file
         known = self._known_names if step == self._last_step else frozenset()
         new = {name: value for name, value in metrics.items() if name not in known}
         if not new:
@@ -78,18 +87,36 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.metrics_written()
 
-    def log_previews(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Writes `previews/step-00000123-<name>.jpg`. W&B gets them with the metrics of the step.
+    def log_previews(self, step: int, draw: Callable[[], Mapping[str, NDArray[np.uint8]]]) -> None:
+        """Has `previews/step-00000123-<name>.jpg` drawn and written on a thread. W&B gets them with the metrics of the step.
+
+        What goes wrong there is raised by `log` for a later step, or by `settle_previews`.
 
         Args:
             step: number of steps done; metrics of this step must follow, or have come before.
-            pictures: by name, RGB (H, W, 3).
-
-        Raises:
-            UserError: a picture cannot be written.
+            draw: gives the pictures by name, RGB (H, W, 3); called on the thread.
         """
         if not self._is_main:
             return
+        self._pictures_step = step
+        self._pictures.add(lambda: self._write_previews(step, draw()))
+
+    def settle_previews(self) -> None:
+        """Returns when all pictures are on the disk.
+
+        Raises:
+            UserError: a picture could not be written. An error of the program in drawing comes as it was.
+        """
+        if self._is_main:
+            self._pictures.settle()
+            self._pictures.check()
+
+    def wait_for_previews(self) -> None:
+        """Returns when no picture is under way; what went wrong is told elsewhere. For any thread."""
+        if self._is_main:
+            self._pictures.settle()
+
+    def _write_previews(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         files = {}
         for name, picture in pictures.items():
             plain_name = re.sub(r"[^A-Za-z0-9._-]", "-", name)
@@ -109,8 +136,10 @@ class Tracker:
 
         Args:
             exit_code: of the process; W&B shows 0 as finished and everything else as failed. After a stop signal (75, 130) this takes
-                4 s at most, else 10.
+                4 s at most, else 10, and pictures that are not written yet get 2 s before that.
         """
+        if self._is_main and not self._pictures.settle(FINISH_SECONDS):
+            log.warning("the last preview pictures are not all written")
         if self._wandb is not None:
             self._wandb.finish(exit_code)
             self._wandb = None

@@ -48,6 +48,7 @@ class Trainer:
         evaluate: Callable[[int], Mapping[str, float] | None],
         saving: Saving,
         log_metrics: Callable[[int, Mapping[str, float]], None],
+        settle_previews: Callable[[], None],
         progress: Progress,
         stop_requested: Callable[[], bool],
     ) -> None:
@@ -64,6 +65,7 @@ class Trainer:
             evaluate: step -> metrics over all ranks, with `val/f1_tracknetv2` among them; None where any rank was asked to stop meanwhile.
             saving: writes checkpoints.
             log_metrics: takes the updates made and the metrics of the state after them.
+            settle_previews: returns when the pictures of the last evaluation are written.
             progress: display of the main rank; disabled on the others.
             stop_requested: whether this rank was asked to stop.
         """
@@ -72,6 +74,7 @@ class Trainer:
         self._loader, self._total_steps = batches, total_steps
         self._evaluate, self._saving = evaluate, saving
         self._log_metrics, self._progress, self._stop_requested = log_metrics, progress, stop_requested
+        self._settle_previews = settle_previews
         self._backbone_frozen_epochs = backbone_frozen_epochs
         self._retries = 0  # since they were last logged
         self._log_failure: UserError | None = None
@@ -92,6 +95,8 @@ class Trainer:
             with closing(self._progress):
                 ending = self._train()
             self._saving.wait()
+            self._tell_of(self._settle_previews)
+            self._training_step.failed_update.raise_on_all(self._log_failure)
         except Exception:
             self._saving.let_finish()
             raise
@@ -121,9 +126,13 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch | UserError]:
         """The batches of the steps still to make, or why one cannot be had; ends early when patience does."""
-        position = self._state.position
+        position, loading = self._state.position, self._config.data_loader
+        begun = False
         while not self._is_over():
             self._set_backbone_phase(position.epoch)
+            if loading.num_workers and not (begun and loading.persistent_workers):
+                self._tell_of(self._settle_previews)  # a worker forked now would inherit what the drawing thread holds
+            begun = True
             for batch in self._loader.epoch(position.epoch, position.windows_seen):
                 yield batch
                 if self._is_over():
@@ -192,9 +201,12 @@ class Trainer:
             self._retries = 0
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._tell_of(lambda: self._log_metrics(step, metrics))
+
+    def _tell_of(self, writing: Callable[[], None]) -> None:
         """On the main rank it may fail alone; the others hear of it in the next step, or before the next checkpoint."""
         try:
-            self._log_metrics(step, metrics)
+            writing()
         except UserError as error:
             self._log_failure = error
 

@@ -77,7 +77,8 @@ class Validation:
         self._agree(size_before, 0 if detections is None else len(self._batches))
         if detections is None:
             return None
-        self._ranks.on_main(lambda: self._show_previews(step, previews))
+        if self._ranks.is_main:
+            self._show_previews(step, previews)
         index = self._batches.dataset.index
         by_game, by_threshold, peaks = self._summed(
             count_by_game(index, detections, self._threshold, TRAINING_PROTOCOLS),

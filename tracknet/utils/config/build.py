@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from functools import reduce
@@ -62,6 +62,18 @@ def build_cfg(
         ConfigError: any other mistake in the files, overrides or arguments.
     """
     names = {"data": data_name, "model": model_name, "training": training_name}
+    return _seeded(named_cfg(names, overrides, seed, output_dir, dry_run))
+
+
+def _seeded(cfg: DictConfig) -> DictConfig:
+    seed_everything(cfg.runtime.seed)
+    return cfg
+
+
+def named_cfg(
+    names: Mapping[str, str], overrides: Sequence[str] | None, seed: int | None, output_dir: str | Path | None, dry_run: bool
+) -> DictConfig:
+    """`build_cfg` without the seeding, which imports torch; `names` has a file of each category."""
     files = {category: read_yaml(find_yaml(category, name), category) for category, name in names.items()}
     tree = {category: file.tree[category] for category, file in files.items()}
     return _build(tree, lambda key: files[key.split(".")[0]].place(key), names, overrides, seed, output_dir, dry_run)
@@ -74,7 +86,7 @@ def saved_cfg(
     output_dir: str | Path | None = None,
     dry_run: bool = False,
 ) -> DictConfig:
-    """Rebuilds a run from the `config.yaml` of its run folder; `runtime` is worked out anew, the rest as in `build_cfg`.
+    """Rebuilds a run from the `config.yaml` of its run folder; `runtime` is worked out anew, the rest, seeds too, as in `build_cfg`.
 
     Args:
         path: the file; relative to the current folder.
@@ -86,6 +98,13 @@ def saved_cfg(
     Raises:
         ConfigError: the file is no saved configuration, or any mistake in it or the overrides.
     """
+    return _seeded(rebuilt_cfg(path, overrides, seed, output_dir, dry_run))
+
+
+def rebuilt_cfg(
+    path: str | Path, overrides: Sequence[str] | None, seed: int | None, output_dir: str | Path | None, dry_run: bool
+) -> DictConfig:
+    """`saved_cfg` without the seeding, which imports torch."""
     file = read_yaml(Path(path).expanduser())
     for name in file.tree:
         if name not in (*CATEGORIES, "runtime"):
@@ -127,7 +146,7 @@ def with_run_identity(cfg: DictConfig, timestamp: str) -> None:
 def _build(
     tree: dict[str, Any],
     place: Place,
-    names: dict[str, str],
+    names: Mapping[str, str],
     overrides: Sequence[str] | None,
     seed: int | None,
     output_dir: str | Path | None,
@@ -150,7 +169,6 @@ def _build(
     config = typed(cfg)
     check_config(config)
     refuse_idle_loss(tree["training"], changes, config.training.loss)
-    seed_everything(cfg.runtime.seed)
     if not dry_run:
         _make_folders(cfg)
     for warning in warnings:  # only now: after a refusal there is nothing to say beside it
@@ -211,7 +229,7 @@ def absolute(path: str | Path, base: Path) -> str:
         raise ConfigError(f"{path}: there is no such home folder") from None
 
 
-def _set_runtime(cfg: DictConfig, names: dict[str, str], seed: int | None) -> None:
+def _set_runtime(cfg: DictConfig, names: Mapping[str, str], seed: int | None) -> None:
     """Fills `runtime`. A seed given beside the YAML also becomes `training.seed`, so that the saved file rebuilds this run."""
     if seed is not None:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tracknet.errors import ConfigError
-from tracknet.utils.config.build import DEFAULT_NAMES, build_cfg, saved_cfg
+from tracknet.utils.config.build import DEFAULT_NAMES, build_cfg, named_cfg, rebuilt_cfg, saved_cfg
 
 
 class _ChooseYaml(argparse.Action):
@@ -36,12 +36,18 @@ def add_config_cli_arguments(parser: argparse.ArgumentParser) -> None:
 def cfg_from_arguments(arguments: argparse.Namespace, overrides: Sequence[str]) -> DictConfig:
     """The configuration that parsed options and overrides ask for.
 
+    With `--dry-run` no generator is seeded: nothing is drawn before the program ends, and torch, which takes seconds to import, can be
+    left alone.
+
     Raises:
         ConfigError: as `build_cfg`, and for `--config` beside a YAML name.
     """
-    common: dict[str, Any] = {"seed": arguments.seed, "output_dir": arguments.output_dir, "dry_run": arguments.dry_run}
-    if arguments.config is None:
-        return build_cfg(arguments.data, arguments.model, arguments.training, overrides, **common)
-    if arguments.chosen_yaml:
+    if arguments.config is not None and arguments.chosen_yaml:
         raise ConfigError(f"--config and {arguments.chosen_yaml[0]} exclude each other: a saved configuration is whole")
-    return saved_cfg(arguments.config, overrides, **common)
+    common: dict[str, Any] = {"seed": arguments.seed, "output_dir": arguments.output_dir, "dry_run": arguments.dry_run}
+    if arguments.config is not None:
+        return (rebuilt_cfg if arguments.dry_run else saved_cfg)(arguments.config, overrides, **common)
+    names = {category: getattr(arguments, category) for category in DEFAULT_NAMES}
+    if arguments.dry_run:
+        return named_cfg(names, overrides, **common)
+    return build_cfg(arguments.data, arguments.model, arguments.training, overrides, **common)
