@@ -20,7 +20,7 @@ class NoFootageError(Exception):
 
 
 def tennis_videos(games: Sequence[str] = ()) -> list[Path]:
-    """The H.264 files, 1280x720, of some games; of all where none is named.
+    """The videos, 1280x720, of some games; of all where none is named.
 
     Raises:
         NoFootageError: there are none.

@@ -65,7 +65,7 @@ def detected_clips(
     dataset = build_datasets(config.data, SEED).val
     index, model, found = dataset.index, TrackNetModel.from_pretrained(model_folder).eval(), []
     for window in range(len(dataset)):
-        found.append(detect(model, dataset.collate([dataset[(0, window)]]), index, torch.device("cpu"), nullcontext)[0])
+        found.append(detect(model, dataset.batch([(0, window)]), index, torch.device("cpu"), nullcontext)[0])
     detections = join_detections(found)
     if threshold is None:
         threshold = choose_threshold(threshold_counts(index, detections))
