@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
-from footage import tennis_videos
+from footage import tennis_videos, write_h264
 from ratios import Row, alternate, seconds, significant, speed_up
 
 from tracknet.data.decode import scaled_frame
@@ -35,26 +35,14 @@ from tracknet.inference.tracker import BATCH_WINDOWS, BallTracker
 from tracknet.models import build_model
 from tracknet.utils.config import build_cfg, typed
 
-FRAMES, RATE = 1002, 30  # whole windows
+FRAMES = 1002  # whole windows
 SIZE_WH, T = (512, 288), 3
 CORES = 2
 NAIVE = "infer_on_video.py of yastrebksv/TrackNet"
 
 
-def write_h264(path: Path) -> Path:
-    """The first tennis clips one behind the other."""
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("libx264", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-        for number, frame in zip(range(FRAMES), _tennis_frames(), strict=False):
-            picture = frame.reformat(format="yuv420p")
-            picture.pts, picture.time_base = number, Fraction(1, RATE)
-            output.mux(stream.encode(picture))
-        output.mux(stream.encode())
-    return path
-
-
 def _tennis_frames() -> Iterator[av.VideoFrame]:
+    """The tennis clips one behind the other, again and again."""
     videos = tennis_videos()
     while True:
         for video in videos:
@@ -203,7 +191,8 @@ def _in_threads(pool: ThreadPoolExecutor, network: Callable[..., Any], threads: 
 def rows(pairs: int = 6) -> list[Row]:
     """All rows. Raises NoFootageError."""
     with tempfile.TemporaryDirectory() as name, nullcontext(Path(name)) as folder:
-        video, model = write_h264(folder / "rally.mp4"), save_network(folder / "model")
+        video, model = folder / "rally.mp4", save_network(folder / "model")
+        write_h264(video, islice(_tennis_frames(), FRAMES))
         return video_rows(video, model, folder / "predictions", pairs) + onnx_rows(model, folder / "onnx", 2 * pairs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from footage import jpeg_clips, video_clips
+from footage import h264_clips, jpeg_clips
 from numpy.typing import NDArray
 from PIL import Image
 from ratios import Action, Row, alternate, speed_up, spread_of
@@ -193,7 +193,7 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root, videos, cache = Path(folder) / "jpeg", Path(folder) / "h264", Path(folder) / "cache"
         jpeg_clips(root, [GAME])
-        video_clips(videos, [GAME])
+        h264_clips(videos, [GAME])
         index = read_clips(root, [GAME], "stop")[0]
         prepared(index, cache)
         size = f"{len(index)} frames of 1280x720 to {SIZE_WH[0]}x{SIZE_WH[1]}, T = {FRAMES}, stride 1, batches of {BATCH}"

@@ -22,6 +22,7 @@ import psutil
 import torch
 from torch import nn
 
+import tracknet.evaluation.detection as detection_module
 import tracknet.training.run as run_module
 from tracknet.scripts.train import main
 from tracknet.training import build as build_module
@@ -120,6 +121,8 @@ def make_hungry(network: nn.Module, run: Run) -> None:
 
 def prepare_network(run: Run, now: Now) -> None:
     build_network = run_module.build_network
+    # on a CPU an evaluation's windows go in one by one, and there is nothing to fall back from; this is how they go in elsewhere
+    detection_module.logits_of = lambda model, frames, background: model(frames, background, None)
 
     def build_and_prepare(*arguments):
         now.model = build_network(*arguments)

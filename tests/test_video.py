@@ -101,12 +101,12 @@ def test_a_real_clip_gives_the_pixels_of_training_and_evaluation(size_wh: tuple[
 
 @pytest.mark.parametrize(("size_wh", "way"), [((80, 48), "AREA"), ((320, 192), "BILINEAR")])
 def test_scaling_is_that_of_swscale_in_one_step(tmp_path: Path, size_wh: tuple[int, int], way: str) -> None:
-    """Caches of decoded frames hold these pixels; whoever changes them raises `frames.CODE_VERSION`."""
+    """Caches of decoded frames hold these pixels; whoever changes them raises `cache_key.CODE_VERSION`."""
     path = write_numbered(tmp_path / "clip.mp4", 2)
     frame = read(path, size_wh)[0][1]
     with av.open(str(path)) as container:
-        expected = list(container.decode(video=0))[1].reformat(*size_wh, format="rgb24", interpolation=way).to_ndarray()
-    assert np.array_equal(frame.picture, expected)
+        expected = list(container.decode(video=0))[1].reformat(*size_wh, format="bgr24", interpolation=way).to_ndarray()
+    assert np.array_equal(frame.picture, expected[..., ::-1])
 
 
 @pytest.mark.parametrize("colour", [None, {"colorspace": 1, "color_primaries": 1, "color_trc": 1}, {"colorspace": 5}])
