@@ -1,10 +1,13 @@
 """Jobs on the background thread are done in order, off the caller's thread, and what they raise is told."""
 
+import os
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tracknet.errors import UserError
 from tracknet.schema.training import TrackingConfig
@@ -67,3 +70,25 @@ def test_previews_under_way_are_written_before_the_run_ends(tmp_path: Path) -> N
     threading.Timer(0.05, gate.set).start()
     one.finish(0)
     assert list(tmp_path.glob("previews/*.jpg"))
+
+
+def test_memory_that_runs_out_in_drawing_is_told_in_one_line(tmp_path: Path) -> None:
+    def draw() -> dict[str, NDArray[np.uint8]]:
+        raise MemoryError
+
+    one = tracker(tmp_path)
+    one.log_previews(10, draw)
+    with pytest.raises(UserError, match="out of memory"):
+        one.settle_previews()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+def test_where_no_thread_may_step_back_the_work_is_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError("as in a sandbox")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    thread, done = BackgroundThread("test"), []
+    thread.add(lambda: done.append(1))
+    assert thread.settle(5)
+    assert done == [1]

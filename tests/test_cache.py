@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from clips import first_frames_of_real_clip, label_rows, real_video_clip, write_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from video_files import write_numbered
+from users import locked, open_folder
+from video_files import decode_count, number_of, write_numbered
 
 from tracknet.data import cache_files, seek
 from tracknet.data import frames as frames_module
@@ -174,6 +176,26 @@ def test_any_frame_of_a_video_is_the_one_of_a_pass_from_its_start(tmp_path: Path
         np.testing.assert_array_equal(reader.read(first, count), expected[first : first + count])
 
 
+@pytest.mark.parametrize("hidden", [3, 5, 14])
+@pytest.mark.parametrize("options", [{"g": "12", "bf": "2"}, {"x264-params": "keyint=12:min-keyint=12:scenecut=0:open-gop=1:bframes=3"}])
+def test_a_video_that_an_edit_list_cuts_between_key_frames(tmp_path: Path, options: dict[str, str], hidden: int) -> None:
+    whole, path = write_numbered(tmp_path / "whole.mp4", 48, options=options), tmp_path / "a.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as target:
+        stream, of_target = source.streams.video[0], target.add_stream_from_template(source.streams.video[0])
+        shift = int(hidden / 25 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, of_target
+                target.mux(packet)
+    length = decode_count(path)
+    expected = list(decode_clip(Clip("game1", "Clip1", path, None, (160, 96), 0, length), (80, 48)))
+    assert length < 48
+    assert number_of(expected[0]) > 0
+    reader = seek.VideoReader(path, length, (160, 96), (80, 48))
+    for first in [20, 0, 9, 1, 30, 2, *np.random.default_rng(0).permutation(length - 2).tolist()]:
+        np.testing.assert_array_equal(reader.read(first, 3), expected[first : first + 3])
+
+
 def test_a_jump_decodes_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_numbered(tmp_path / "a.mp4", 200, options={"g": "10", "sc_threshold": "0"})
     seen: list[int] = []
@@ -219,6 +241,50 @@ def test_the_limit_holds_and_what_does_not_fit_is_read_all_the_same(tmp_path: Pa
         np.testing.assert_array_equal(store.window(clip, 4, 7), list(decode_clip(clip, (64, 48)))[4:11])
 
 
+def test_clips_of_two_sides_that_do_not_fit_are_not_called_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_games(tmp_path, ["game1", "game2"])
+    clips, store = clips_of(tmp_path), FrameStore(tmp_path / "cache", None, limit_gb=0)
+    for clip in clips:  # as training does with its two sides in the raw form
+        prepared([clip], store)
+    for clip in clips:
+        store.window(clip, 0, 3)
+    assert "lost" not in caplog.text
+
+
+def test_the_limit_counts_each_byte_once(tmp_path: Path) -> None:
+    folder = CacheFolder(tmp_path, 1100)
+    folder.reserved = 300
+    with folder.writing(tmp_path / f"a-{1:016x}.npy", 600) as file:
+        file.write(bytes(600))
+        file.flush()
+        assert folder.save(tmp_path / f"a-{1:016x}.median.npy", np.zeros(200, np.uint8))  # into what is reserved
+        folder._listed_at = float("-inf")  # the writing took its time
+    assert folder.reserved == 100
+    assert folder.used_bytes() == 600 + 328
+    folder._listed_at = float("-inf")
+    with folder.writing(tmp_path / f"b-{2:016x}.npy", 30) as file:
+        file.write(bytes(30))
+        file.flush()
+        folder._listed_at = float("-inf")
+    assert folder.has_room(42)
+    assert not folder.has_room(43)
+
+
+def test_files_of_a_clip_that_is_in_use_stay_together(tmp_path: Path) -> None:
+    folder = CacheFolder(tmp_path, 1000)
+    frames, derived = tmp_path / f"a-{1:016x}.npy", tmp_path / f"a-{1:016x}.marks.npy"
+    for path in (frames, derived):
+        path.write_bytes(bytes(400))
+    aged([derived], 48)  # only the use of frames is noted
+    with pytest.raises(NoRoomError), folder.writing(tmp_path / f"b-{2:016x}.npy", 400):
+        pass
+    assert derived.exists()
+    assert not folder.has_room(400)
+    aged([frames], 48)
+    folder._listed_at = float("-inf")
+    assert folder.has_room(400)
+
+
 def test_a_clip_that_does_not_fit_is_looked_through_once_and_never_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_games(tmp_path, ["game1"], clips=3, count=20)
     prepared(clips_of(tmp_path), limited(tmp_path, 0.7))
@@ -249,12 +315,12 @@ def test_the_longest_unused_makes_room_and_what_is_in_use_stays(tmp_path: Path) 
     for game, hours in (("a", 48), ("b", 72), ("c", 1)):
         aged(list((tmp_path / "cache" / "frames").glob(f"{game}-*")), hours)
     (tmp_path / "cache" / "frames" / "mine.npy").write_bytes(b"not the cache's")
-    store = limited(tmp_path, 0.85)  # for three of the four
+    store = limited(tmp_path, 0.8)  # for three of the four
     prepared([by_game["d"]], store)
     assert [game for game in "abcd" if FrameStore(tmp_path / "cache", None).holds(by_game[game])] == ["a", "c", "d"]
     assert (tmp_path / "cache" / "frames" / "mine.npy").exists()
 
-    nobody_goes = limited(tmp_path, 0.85)
+    nobody_goes = limited(tmp_path, 0.8)
     aged(list((tmp_path / "cache" / "frames").glob("[acd]-*")), 12)
     prepared([by_game["b"]], nobody_goes)  # the others may be some other run's
     assert [game for game in "abcd" if FrameStore(tmp_path / "cache", None).holds(by_game[game])] == ["a", "c", "d"]
@@ -363,7 +429,7 @@ def test_a_full_disk_is_one_warning_and_decoding_goes_on(
         (small_disk / "other").write_bytes(bytes(1_000_000))
     clips, store = clips_of(tmp_path / "data"), FrameStore(small_disk / "cache", None, form)
     prepared(clips, store)
-    assert caplog.text.count("No space left on device") == 1
+    assert caplog.text.count("2 GB are kept for all else" if is_foreseen else "No space left on device") == 1
     assert not any(path.suffix == ".part" for path in files_of(store))
     for clip in clips:
         expected = np.stack([as_read(form, frame) for frame in decode_clip(clip, (192, 144))])
@@ -387,13 +453,38 @@ def test_a_disk_that_may_not_be_written_is_one_warning(
     np.testing.assert_array_equal(store.window(clips[1], 2, 3), list(decode_clip(clips[1], (64, 48)))[2:5])
 
 
-def test_room_is_left_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_left_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     write_games(tmp_path, ["a"])
     monkeypatch.setattr(cache_files, "LEAST_FREE", (1 << 60, 0.02))
-    store = FrameStore(tmp_path / "cache", None)
-    prepared(clips_of(tmp_path), store)
+    store = FrameStore(tmp_path / "cache", None, limit_gb=1)
+    with caplog.at_level(logging.INFO, "tracknet"):
+        prepared(clips_of(tmp_path), store)
     assert files_of(store) == []
     assert store.folder.refuses
+    assert "no room for them" in caplog.text
+    assert "data.cache_limit_gb" not in caplog.text  # it is the disk
+
+
+def test_a_cache_that_may_not_be_entered_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with open_folder() as folder:
+        write_games(folder / "data", ["a"])
+        (clip,) = clips_of(folder / "data")
+        store = FrameStore(folder / "cache", None)
+        store.folder.path.mkdir(parents=True)
+        with locked(folder / "cache"):
+            prepared([clip], store)
+            np.testing.assert_array_equal(store.window(clip, 2, 3), list(decode_clip(clip, (64, 48)))[2:5])
+    assert [record.message.count("Permission denied") for record in caplog.records if record.levelno >= logging.WARNING] == [1]
+
+
+def test_names_of_any_length_are_cached(tmp_path: Path) -> None:
+    write_games(tmp_path, ["game", "é" * 120])
+    for game in ("game", "é" * 120):
+        (tmp_path / game / "Clip1").rename(tmp_path / game / ("C" * 250))
+    clips, store = clips_of(tmp_path), FrameStore(tmp_path / "cache", None)
+    prepared(clips, store)
+    assert all(store.holds(clip) for clip in clips)
+    assert len(files_of(store)) == 4
 
 
 # ---------------------------------------------------------------- damage
@@ -544,3 +635,15 @@ def test_labels_and_clips_of_any_name_have_a_key(tmp_path: Path) -> None:
     prepared([clip], store)
     assert store.holds(clip)
     assert f"{7:016x}" not in store.folder.own_keys
+
+
+@pytest.mark.parametrize("year", [1950, 2376])  # in nanoseconds the second is more than 64 bits hold
+def test_files_of_any_time_have_a_key(tmp_path: Path, year: int) -> None:
+    write_games(tmp_path, ["game1"])
+    picture = tmp_path / "game1" / "Clip1" / "0002.png"
+    os.utime(picture, (0, (year - 1970) * 31_556_952))
+    (clip,), store = clips_of(tmp_path), FrameStore(tmp_path / "cache", None)
+    prepared([clip], store)
+    assert store.holds(clip)
+    os.utime(picture, (0, (year - 1970) * 31_556_952 + 1))
+    assert not FrameStore(tmp_path / "cache", None).holds(clip)

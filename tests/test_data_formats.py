@@ -18,6 +18,7 @@ from clips import (
     write_video,
 )
 from PIL import Image
+from users import locked, open_folder
 
 from tracknet.data.decode import video_size
 from tracknet.data.formats import check_game_names, check_sides, read_clips
@@ -334,3 +335,14 @@ def test_hidden_files_are_no_clips(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "game1" / "Clip1", tmp_path / "game1" / ".trash")
     index, _ = read_clips(tmp_path, ["game1"], "stop")
     assert len(index) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [("", "data"), ("data", "data/game1"), ("data/game1", "data/game1"), ("data/game1/Clip1", "data/game1/Clip1")],
+)
+def test_a_folder_that_may_not_be_read_is_named(place: str, named: str) -> None:
+    with open_folder() as folder:
+        write_games(folder / "data", ["game1"])
+        with locked(folder / place), pytest.raises(DataError, match=rf"{named}: cannot be read \(Permission denied\)"):
+            read_clips(folder / "data", ["game1"], "stop")

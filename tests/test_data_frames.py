@@ -275,6 +275,17 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         FrameStore(tmp_path / "cache", None).prepare(only_clip(tmp_path))
 
 
+def test_a_user_without_a_home_is_told_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("TRACKNET_CACHE_DIR", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(UserError, match=r"data\.cache_dir: ~/\.cache/tracknet lies in a home folder .*; set data\.cache_dir=FOLDER"):
+        cache_root(None)
+
+
 def test_the_cache_folder_follows_the_key_then_the_variable_then_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRACKNET_CACHE_DIR", str(tmp_path / "variable"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

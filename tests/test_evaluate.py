@@ -310,7 +310,9 @@ def test_out_of_memory_names_the_option(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(run, "detect", fail)
-    assert "out of memory with 2 windows at once; lower --batch-size" in refusal(capsys, 1, *evaluate(root, model, tmp_path / "out"))
+    assert "out of memory with one window in each thread; set OMP_NUM_THREADS" in refusal(
+        capsys, 1, *evaluate(root, model, tmp_path / "out")
+    )
     assert not (tmp_path / "out").exists()
 
 

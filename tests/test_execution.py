@@ -1,5 +1,7 @@
 """How a run is computed: threads, the order in memory, fused updates, seeds. None of it changes what is computed."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,16 @@ def test_gradients_of_micro_batches_add_up_in_one_buffer_and_what_has_none_is_ze
     used.grad = None
     torch.autograd.backward(used.sum())
     assert buffer.tolist() == [7.0] * 10
+
+
+def test_parameters_that_nobody_needs_are_not_kept_by_their_gradients() -> None:
+    parameter = nn.Parameter(torch.randn(3))
+    gradients = Gradients([parameter], flat=True)
+    torch.autograd.backward(parameter.sum())
+    gone = weakref.ref(parameter), weakref.ref(gradients)
+    del parameter, gradients
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
 
 
 def test_the_seed_of_a_step_is_that_of_torch_manual_seed() -> None:

@@ -344,7 +344,7 @@ def test_without_memory_the_remedy_is_named(onnx_folder: Path, monkeypatch: pyte
             raise RuntimeError("Failed to allocate memory for requested buffer of size 12")
 
     monkeypatch.setattr(network, "_session", Full())
-    with pytest.raises(UserError, match="out of memory with 2 windows at once; lower --batch-size"):
+    with pytest.raises(UserError, match="out of memory with one window in each thread; set OMP_NUM_THREADS"):
         network(*windows(2))
 
 

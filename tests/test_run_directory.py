@@ -249,3 +249,19 @@ def test_what_stands_at_the_last_step_is_told(tmp_path: Path) -> None:
     for line in ({"step": 9, "train/loss": 1.0}, {"step": 10, "train/loss": 0.5}, {"step": 10, "val/f1": 0.2}):
         run.append_metrics(line)
     assert run.metrics_of_last_step() == (10, {"step", "train/loss", "val/f1"})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere files have no such mode")
+def test_a_file_has_the_usual_mode_and_the_umask_which_all_threads_share_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_umask = os.umask
+    before = set_umask(0o027)
+    changed: list[int] = []
+    monkeypatch.setattr(os, "umask", changed.append)
+    try:
+        write_atomically(tmp_path / "config.yaml", b"seed: 1\n")
+    finally:
+        set_umask(before)
+    assert (tmp_path / "config.yaml").stat().st_mode & 0o777 == 0o640
+    assert changed == []

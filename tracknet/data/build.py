@@ -48,7 +48,7 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
         UserError: the cache cannot be written.
     """
     check_game_names([*config.split.train_games, *config.split.val_games])
-    cache_dir = cache_root(config.cache_dir)
+    cache_dir = on_all_ranks(lambda: cache_root(config.cache_dir), gather)
     root = _root(config, cache_dir, share, gather)
     train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error, cache_dir), gather)
     val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error, cache_dir), gather)

@@ -89,8 +89,11 @@ class CacheFolder:
         """Whether a large file may be written, once everything is removed that may be."""
         if self.refuses:
             return False
-        stays = sum(file.size for file in self._listing() if not self._may_go(file)) if self.limit is not None else 0
-        return self.limit is None or size + self.reserved + stays <= self.limit
+        if self.limit is None:
+            return True
+        files = self._listing()
+        in_use = self._keys_in_use(files)
+        return size + self.reserved + sum(file.size for file in files if file.key in in_use) <= self.limit
 
     @contextmanager
     def writing(self, path: Path, size: int) -> Iterator[BinaryIO]:
@@ -105,7 +108,7 @@ class CacheFolder:
             DiskRefusesError: the disk is full or nearly so, read-only or not this user's.
             UserError: anything else that the disk says.
         """
-        with self._writing(path, size, self.reserved) as file:
+        with self._writing(path, size, is_large=True) as file:
             yield file
 
     def save(self, path: Path, array: NDArray[Any]) -> bool:
@@ -113,7 +116,7 @@ class CacheFolder:
         if self.refuses:
             return False
         try:
-            with self._writing(path, array.nbytes + NPY_HEADER, 0) as file:
+            with self._writing(path, array.nbytes + NPY_HEADER, is_large=False) as file:
                 write_array(file, array)
         except NoRoomError:
             return False
@@ -130,10 +133,10 @@ class CacheFolder:
         self.refuses = True
 
     @contextmanager
-    def _writing(self, path: Path, size: int, spare: int) -> Iterator[BinaryIO]:
+    def _writing(self, path: Path, size: int, is_large: bool) -> Iterator[BinaryIO]:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")
         try:
-            self._make_room(size + spare, part)
+            self._make_room(size + (self.reserved if is_large else 0), part)
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_disk(size)
             try:
@@ -142,7 +145,7 @@ class CacheFolder:
                     file.flush()
                     os.fsync(file.fileno())
                 written = part.stat().st_size
-                self._make_room(written + spare, part)  # it may have become larger
+                self._make_room(written + (self.reserved if is_large else 0), part)  # it may have become larger
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
@@ -150,6 +153,7 @@ class CacheFolder:
             mend = "make room or choose another place with data.cache_dir=FOLDER"
             kind = DiskRefusesError if error.errno in REFUSALS else UserError
             raise kind(f"data.cache_dir: cannot write {self.path} ({error.strerror}); {mend}") from error
+        self._files = [file for file in self._files if file.path not in (part, path)]
         self._files.append(_File(path, key_of(path.name), written, time.time()))
 
     def touch(self, path: Path) -> None:
@@ -168,8 +172,9 @@ class CacheFolder:
 
     def _check_disk(self, size: int) -> None:
         disk = shutil.disk_usage(self.path)
-        if disk.free - size < max(LEAST_FREE[0], LEAST_FREE[1] * disk.total):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        kept = max(LEAST_FREE[0], LEAST_FREE[1] * disk.total)
+        if disk.free - size < kept:
+            raise OSError(errno.ENOSPC, f"{disk.free / 1e9:.3g} GB are free, and {kept / 1e9:.3g} GB are kept for all else")
 
     def _make_room(self, size: int, part: Path) -> None:
         """Sees to it that so much may be written into `part`."""
@@ -177,7 +182,8 @@ class CacheFolder:
             return
         files = [file for file in self._list() if file.path != part]
         excess = size + sum(file.size for file in files) - self.limit
-        groups = _by_last_use(file for file in files if self._may_go(file))
+        in_use = self._keys_in_use(files)
+        groups = _by_last_use(file for file in files if file.key not in in_use)
         if sum(file.size for group in groups for file in group) < excess:
             raise NoRoomError
         for group in groups:
@@ -191,8 +197,9 @@ class CacheFolder:
         if excess > 0:
             raise NoRoomError
 
-    def _may_go(self, file: _File) -> bool:
-        return file.key not in self.own_keys and file.is_old
+    def _keys_in_use(self, files: list[_File]) -> set[str]:
+        """The keys whose files stay: those of the run, and those of which any file was used lately, as not each file's use is noted."""
+        return self.own_keys.union(file.key for file in files if not file.is_old)
 
     def _listing(self) -> list[_File]:
         """All files of the cache as they were a short while ago."""

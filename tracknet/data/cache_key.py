@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 
 import av
 import cv2
@@ -12,7 +13,9 @@ from tracknet.data.index import Clip
 from tracknet.errors import DataError
 
 CODE_VERSION = 2  # to be raised whenever the same source would be decoded to other pixels
-DECODERS = f"{PIL.__version__} {av.__version__} {av.library_versions} {cv2.__version__}"  # others may give other pixels
+DECODERS = (
+    f"{platform.machine()} {PIL.__version__} {av.__version__} {av.library_versions} {cv2.__version__}"  # others may give other pixels
+)
 
 
 def clip_key(clip: Clip, size_wh: tuple[int, int], form: str) -> str:
@@ -40,7 +43,7 @@ def clip_key(clip: Clip, size_wh: tuple[int, int], form: str) -> str:
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns % (1 << 63)  # a disk may hold times that 64 bits do not
 
 
 def _bytes(text: str) -> bytes:

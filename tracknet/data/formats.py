@@ -68,7 +68,7 @@ def read_clips(root: Path, games: Sequence[str], on_error: str, cache_dir: Path 
     for game in games:
         for place in _places_of_game(root, game):
             try:
-                part = saved.find(place)
+                part = _found(saved, place)
                 if part.clip.id in parts:
                     raise DataError(f"{part.clip.source}: the game has another clip of this name")
                 parts[part.clip.id] = part
@@ -80,9 +80,20 @@ def read_clips(root: Path, games: Sequence[str], on_error: str, cache_dir: Path 
     return join_clips(list(parts.values())), skipped
 
 
+def _found(saved: SavedIndex, place: ClipPlace) -> LabelledClip:
+    try:
+        return saved.find(place)
+    except OSError as error:  # a folder that may be listed, but not entered
+        raise _unreadable(place.path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror})")
+
+
 def check_root(root: Path) -> None:
-    """Raises ConfigError, with where to put the data set, where the folder `root` does not exist."""
-    if not root.is_dir():
+    """Raises ConfigError, with where to put the data set, where the folder `root` does not exist; DataError where it cannot be read."""
+    if not _is_folder(root):
         raise ConfigError(
             f"data.root: no folder {root}; put the TrackNet data set there (game1/Clip1/0000.jpg ... Label.csv), "
             f"or give its place with data.root=FOLDER, or try the demo: {DEMO_COMMAND}"
@@ -130,7 +141,7 @@ def natural_order(path: _Named) -> list[tuple[int, int, str]]:
 def _places_of_game(root: Path, game: str) -> Iterator[ClipPlace]:
     """Where the clips of a game are; to be read one by one, so that a broken clip does not hide the others."""
     folder = root / game
-    if not folder.is_dir():
+    if not _is_folder(folder):
         there = ", ".join(path.name for path in _entries(root) if path.is_dir()) or "none"
         raise ConfigError(f"data.split names the game {game!r}, but there is no folder {folder}; games there: {there}")
     entries = _entries(folder)
@@ -156,13 +167,23 @@ def _places_of_game(root: Path, game: str) -> Iterator[ClipPlace]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in natural order, hidden files left out."""
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN)), key=natural_order)
+    """What is in a folder, in natural order, hidden files left out. Raises DataError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(HIDDEN)), key=natural_order)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
 
 
 def _entries_if_there(folder: Path) -> list[os.DirEntry[str]]:
-    return _entries(folder) if folder.is_dir() else []
+    return _entries(folder) if _is_folder(folder) else []
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _files(entries: list[os.DirEntry[str]], endings: tuple[str, ...]) -> list[Path]:

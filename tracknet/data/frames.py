@@ -20,20 +20,30 @@ from tracknet.data.index import Clip
 from tracknet.data.open_files import OpenFiles
 from tracknet.data.source_frames import SourceFrames
 from tracknet.data.stored_frames import DamagedError, StoredArray, StoredFrames, as_read, expected_bytes, open_frames, write_frames
+from tracknet.errors import UserError
 from tracknet.schema.data import DataConfig
 
 PICTURES_KEPT = 128  # backgrounds in memory, where the disk takes none
 TOUCH_S = 3600.0  # after which a process notes again that the run's files are in use
 DERIVED_BYTES = 2500  # about what `derived` keeps per frame
 READ_AT_ONCE = 16  # frames, in a pass over a clip
+NAME_BYTES = 80  # of a game and of a clip, in the names of files
 BYTE = np.dtype(np.uint8)
 
 log = logging.getLogger("tracknet")
 
 
 def cache_root(cache_dir: str | None) -> Path:
-    """The folder of everything that can be made again: `data.cache_dir`, else $TRACKNET_CACHE_DIR, else ~/.cache/tracknet."""
-    return Path(cache_dir or os.environ.get("TRACKNET_CACHE_DIR") or "~/.cache/tracknet").expanduser()
+    """The folder of everything that can be made again: `data.cache_dir`, else $TRACKNET_CACHE_DIR, else ~/.cache/tracknet.
+
+    Raises:
+        UserError: it lies in a home folder, and there is none.
+    """
+    folder = cache_dir or os.environ.get("TRACKNET_CACHE_DIR") or "~/.cache/tracknet"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"data.cache_dir: {folder} lies in a home folder that is not known here; set data.cache_dir=FOLDER") from error
 
 
 def frame_store(data: DataConfig, input_wh: tuple[int, int] | None) -> "FrameStore":
@@ -110,7 +120,7 @@ class FrameStore:
         if key not in self.folder.own_keys:
             self.folder.own_keys.add(key)
             self.folder.reserved += DERIVED_BYTES * clip.length
-            self.folder.reserved += 0 if background.exists() else expected_bytes("raw", 1, self.size_wh(clip))
+            self.folder.reserved += 0 if os.path.exists(background) else expected_bytes("raw", 1, self.size_wh(clip))
         self.folder.touch(frames)
         self.folder.touch(background)
 
@@ -147,7 +157,8 @@ class FrameStore:
     def settle(self, clips: Sequence[Clip]) -> list[Clip]:
         """Finds out which prepared clips this process will have to decode whenever it reads them, whoever has prepared them."""
         missing = [clip for clip in clips if not self.holds(clip)]
-        self._left_out = {clip.source for clip in missing}
+        self._left_out.difference_update(clip.source for clip in clips)  # of other clips it is settled already
+        self._left_out.update(clip.source for clip in missing)
         return missing
 
     def window(self, clip: Clip, first: int, count: int) -> NDArray[np.uint8]:
@@ -222,7 +233,7 @@ class FrameStore:
     def _paths(self, clip: Clip) -> tuple[Path, Path]:
         """The files of the frames and of the background."""
         if clip.source not in self._places:
-            stem = f"{clip.game}-{clip.name}-{clip_key(clip, self.size_wh(clip), self.form)}"
+            stem = f"{_shortened(clip.game)}-{_shortened(clip.name)}-{clip_key(clip, self.size_wh(clip), self.form)}"
             folder = self.folder.path
             self._places[clip.source] = folder / f"{stem}{'.jpegs' if self.form == 'jpeg' else '.npy'}", folder / f"{stem}.median.npy"
         return self._places[clip.source]
@@ -303,3 +314,8 @@ class FrameStore:
             for path in paths:
                 self.folder.touch(path)
         self._touch_at = time.monotonic() + TOUCH_S
+
+
+def _shortened(name: str) -> str:
+    """What of a name is put before the key, for people to read: a file's name may not be longer than 255 bytes."""
+    return name if len(os.fsencode(name)) <= NAME_BYTES else os.fsencode(name)[:NAME_BYTES].decode(errors="ignore")

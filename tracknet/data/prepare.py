@@ -124,7 +124,7 @@ def _prepare(clips: Sequence[Clip], store: FrameStore, on_error: str, threads: i
             bar.update(clip.length)
             frames_done += clip.length
             if show and not on_terminal and frames_done >= next_line * frames_all:
-                log.info("decoded %d of %d frames into %s", frames_done, frames_all, store.cache_dir)
+                log.info("decoded %d of %d frames (cache: %s)", frames_done, frames_all, store.cache_dir)
                 next_line = frames_done / frames_all + 0.1
     return broken
 
@@ -139,7 +139,7 @@ def _drop(broken: dict[str, str], clip: Clip, error: DataError, on_error: str) -
 def _tell_of_missing(missing: Sequence[Clip], clips: Sequence[Clip], store: FrameStore) -> None:
     """One line about the clips that the cache does not hold."""
     limit = store.folder.limit
-    reason = "no room for them" if limit is None else f"data.cache_limit_gb={limit / 1e9:g} leaves no room for them"
+    reason = "no room for them" if limit is None or store.folder.refuses else f"data.cache_limit_gb={limit / 1e9:g} leaves no room for them"
     frames = sum(clip.length for clip in missing)
     text = "%d of %d clips (%d frames) are decoded whenever they are read: %s in %s"
     log.info(text, len(missing), len(clips), frames, reason, store.folder.path)

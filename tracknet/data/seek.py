@@ -76,7 +76,8 @@ class VideoReader:
         self._container.close()
 
     def _read(self, first: int, count: int) -> list[Frame]:
-        key = self._keys[max(bisect_right(self._keys, first) - 2, 0)] if self._keys else 0
+        place = bisect_right(self._keys, first) - 2
+        key = self._keys[place] if place >= 0 else 0  # the file may also show frames before its first key frame: an edit list hides that
         if not key <= self._next <= first:
             self._frames, self._next = (self._from_key(key), key) if key else (self._from_start(), 0)
         frames = []

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tracknet.errors import UserError
+
 Forward = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
@@ -27,3 +29,16 @@ def logits_of(model: Forward, frames: Tensor, background: Tensor | None) -> Tens
         return model(frames, background, None)
     one_by_one = [slice(number, number + 1) for number in range(len(frames))]
     return torch.cat([model(frames[one], None if background is None else background[one], None) for one in one_by_one])
+
+
+def out_of_memory(windows: int, device: str) -> UserError:
+    """What to do where memory runs out in `logits_of`.
+
+    Args:
+        windows: that it was given.
+        device: its kind, such as `cpu`.
+    """
+    lower = "lower --batch-size (BallTracker: batch_windows)"
+    if device == "cpu":
+        return UserError(f"out of memory with one window in each thread; set OMP_NUM_THREADS to fewer threads, or {lower}")
+    return UserError(f"out of memory with {windows} windows at once; {lower}")

@@ -18,10 +18,10 @@ from tracknet.data.dataset import WindowDataset
 from tracknet.data.frames import FrameStore, frame_store
 from tracknet.data.index import ClipIndex
 from tracknet.data.prepare import on_all_ranks, prepare_clips
-from tracknet.errors import UserError
 from tracknet.evaluation.detection import Detections, detect, join_detections
 from tracknet.evaluation.diagnosis import diagnose, peak_statistics
 from tracknet.evaluation.files import write_together
+from tracknet.evaluation.forward import out_of_memory
 from tracknet.evaluation.from_file import PREDICTIONS, SCORES, score_file
 from tracknet.evaluation.predictions import predictions_csv, predictions_of
 from tracknet.evaluation.split import ALONE, Share, check_usable, read_split
@@ -106,7 +106,7 @@ def _detect(network: Any, batch: Batch, index: ClipIndex, device: torch.device) 
         if not is_out_of_memory(error):
             raise
     release_memory(device)  # not in the `except` block: the traceback keeps the tensors alive
-    raise UserError(f"out of memory with {len(batch)} windows at once; lower --batch-size")
+    raise out_of_memory(len(batch), device.type)
 
 
 def evaluate_folder(

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tracknet.errors import ConfigError, UserError, shown
-from tracknet.evaluation.forward import logits_of
+from tracknet.errors import ConfigError, shown
+from tracknet.evaluation.forward import logits_of, out_of_memory
 from tracknet.models import TrackNetConfig, TrackNetModel
 from tracknet.models.folder import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, read_model_config, weight_files
 from tracknet.out_of_memory import is_out_of_memory, release_memory
@@ -58,12 +58,7 @@ class TorchNetwork:
             if not is_out_of_memory(error):
                 raise
         release_memory(self.device)
-        raise out_of_memory(len(frames))
-
-
-def out_of_memory(windows: int) -> UserError:
-    """What to do where memory runs out."""
-    return UserError(f"out of memory with {windows} windows at once; lower --batch-size (BallTracker: batch_windows)")
+        raise out_of_memory(len(frames), self.device.type)
 
 
 def _load(folder: Path) -> Any:

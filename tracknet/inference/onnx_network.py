@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracknet.errors import ConfigError, UserError, shown
-from tracknet.evaluation.forward import logits_of
+from tracknet.evaluation.forward import logits_of, out_of_memory
 from tracknet.models import TrackNetConfig
 from tracknet.models.folder import read_model_config
 
@@ -91,8 +91,7 @@ def _run(session: Any, given: dict[str, Tensor]) -> Any:
     except Exception as error:  # onnxruntime's errors share no other class, and tell of memory in words only
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
-        count = len(given["frames"])
-        raise UserError(f"out of memory with {count} windows at once; lower --batch-size (BallTracker: batch_windows)") from error
+        raise out_of_memory(len(given["frames"]), "cpu") from error
     return logits
 
 

@@ -19,7 +19,7 @@ from tracknet.errors import UserError
 from tracknet.geometry import resize_points
 from tracknet.heatmap import decode_peaks
 from tracknet.inference.ahead import ReadAhead
-from tracknet.inference.network import Network, device_of, out_of_memory
+from tracknet.inference.network import Network, device_of
 from tracknet.inference.source import TimedFrame
 from tracknet.inference.track import DECIMALS
 from tracknet.out_of_memory import is_out_of_memory
@@ -229,7 +229,7 @@ def _answers(windows: list[_Window], network: Network, batch_windows: int) -> li
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(batch_windows) from None
+        raise UserError(f"out of memory with {batch_windows} windows at once; lower --batch-size (BallTracker: batch_windows)") from None
     logits = network(*batch)[: len(windows)]
     height, width = windows[0].frames[0].picture.shape[:2]
     xy_heatmap, score = decode_peaks(logits)

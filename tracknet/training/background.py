@@ -5,6 +5,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 NICENESS = 5  # of threads in the background: on busy cores they get about a third of what a thread of the training gets
 
@@ -61,7 +62,8 @@ class BackgroundThread:
 
 
 def step_back() -> None:
-    """Lowers the priority of the calling thread."""
+    """Lowers the priority of the calling thread, where the system lets it: what it does is the same without."""
     if sys.platform == "linux":  # where a thread has a niceness of its own
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))

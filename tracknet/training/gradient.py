@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,11 @@ class Gradients:
         size = sum(p.numel() for p in self._parameters)
         self._buffer = torch.zeros(size, dtype=first.dtype, device=first.device) if flat else None
         self._places = {} if self._buffer is None else dict(zip(self._parameters, self._places_in(self._buffer), strict=True))
-        self._hooks = [p.register_post_accumulate_grad_hook(self._move) for p in self._places]  # type: ignore[no-untyped-call]
+        # each knows its place alone: one that knew its parameter would keep it in memory for ever, a circle that Python does not see
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(partial(_move, place))  # type: ignore[no-untyped-call]
+            for p, place in self._places.items()
+        ]
 
     def clear(self) -> None:
         """Forgets all gradients."""
@@ -108,11 +113,12 @@ class Gradients:
             yield buffer.as_strided(parameter.shape, parameter.stride(), start)
             start += parameter.numel()
 
-    @torch.no_grad()
-    def _move(self, parameter: Tensor) -> None:
-        place = self._places[parameter]  # type: ignore[index]
-        if parameter.grad is not None and parameter.grad is not place:
-            parameter.grad = place.copy_(parameter.grad)
+
+@torch.no_grad()
+def _move(place: Tensor, parameter: Tensor) -> None:
+    """Puts a new gradient into its place; one that is there already has been added to there."""
+    if parameter.grad is not None and parameter.grad is not place:
+        parameter.grad = place.copy_(parameter.grad)
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tracknet.errors import UserError, shown
+from tracknet.out_of_memory import is_out_of_memory
 from tracknet.schema.training import TrackingConfig
 from tracknet.training.background import BackgroundThread
 from tracknet.training.wandb_thread import WandbThread
@@ -99,13 +101,13 @@ class Tracker:
         if not self._is_main:
             return
         self._pictures_step = step
-        self._pictures.add(lambda: self._write_previews(step, draw()))
+        self._pictures.add(lambda: self._write_previews(step, draw))
 
     def settle_previews(self) -> None:
         """Returns when all pictures are on the disk.
 
         Raises:
-            UserError: a picture could not be written. An error of the program in drawing comes as it was.
+            UserError: a picture could not be written, or memory ran out. An error of the program in drawing comes as it was.
         """
         if self._is_main:
             self._pictures.settle()
@@ -116,7 +118,18 @@ class Tracker:
         if self._is_main:
             self._pictures.settle()
 
-    def _write_previews(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+    def _write_previews(self, step: int, draw: Callable[[], Mapping[str, NDArray[np.uint8]]]) -> None:
+        try:
+            files = self._written(step, draw())
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"out of memory while previews were drawn: {shown(error)}; lower training.tracking.previews") from error
+        if self._wandb is not None:
+            self._wandb.add_pictures(step, files)
+
+    def _written(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Path]:
+        """The files of the pictures, by the names that they go by there."""
         files = {}
         for name, picture in pictures.items():
             plain_name = re.sub(r"[^A-Za-z0-9._-]", "-", name)
@@ -124,8 +137,7 @@ class Tracker:
             encoded = io.BytesIO()
             Image.fromarray(picture).save(encoded, "JPEG", quality=JPEG_QUALITY)
             write_atomically(files[plain_name], encoded.getvalue())
-        if self._wandb is not None:
-            self._wandb.add_pictures(step, files)
+        return files
 
     def state(self) -> dict[str, str | None]:
         """What a checkpoint must hold so that a resumed run continues the same W&B run."""

@@ -7,11 +7,11 @@ import math
 import os
 import platform
 import re
+import secrets
 import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -40,16 +40,16 @@ def write_atomically(path: Path, content: bytes, remedy: str = ANOTHER_FOLDER) -
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not by mkstemp, whose files nobody else may read: to give them the usual mode, the umask of all threads would have to be changed.
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with open(beside, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(beside, 0o666 & ~_umask())  # mkstemp's own mode shuts out everyone else
             os.replace(beside, path)
         except BaseException:
-            Path(beside).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise _cannot_write(path, error, remedy) from error
@@ -292,12 +292,6 @@ def _run_info(content: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return info if isinstance(info, dict) and isinstance(info.get("launches"), list) else None
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
 
 
 def _now() -> str:
