@@ -24,7 +24,7 @@ from tracknet.training.step import TrainingStep
 from tracknet.utils.config import build_cfg, typed
 
 STEPS = 200
-LR = 1e-2
+LR = 5e-3  # at 1e-2 the last bits of a sum decide whether the worst peak ends at 0.8 or at 1.3 px
 
 
 @pytest.mark.slow
