@@ -21,7 +21,7 @@ from training_run import run_rows
 
 NETWORKS = {"the tennis recipe's U-Net": [], "a U-Net of 14 M parameters": [loops.WIDE]}
 STEPS = {"the tennis recipe's U-Net": 23, "a U-Net of 14 M parameters": 8}  # of a loop each time
-PAIRS, TINY_PAIRS, RANK_PAIRS = 7, 15, 11
+PAIRS, TINY_PAIRS, RANK_PAIRS = 6, 11, 11
 TINY_STEPS = 403
 PEERS = {
     "Hugging Face Trainer": (loops.hugging_face, "huggingface/transformers src/transformers/trainer.py"),
