@@ -73,9 +73,9 @@ def recipe(*overrides: str) -> Config:
 
 def network(config: Config) -> TrackNetModel:
     """The recipe's, with random weights."""
-    resize = config.data.preprocess.resize
-    assert resize is not None
-    model = build_model(config.model, config.data, (resize[0], resize[1]))
+    input_wh = config.data.preprocess.resize_wh
+    assert input_wh is not None
+    model = build_model(config.model, config.data, input_wh)
     nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -83,8 +83,9 @@ def network(config: Config) -> TrackNetModel:
 def random_batch(config: Config, seed: int) -> Batch:
     """A batch of crops in host memory as the loader gives it, every frame labelled."""
     size, frames = config.training.batch_size, config.data.sequence.window_frames
-    assert config.data.augment.crop is not None
-    width, height = config.data.augment.crop
+    given_wh = config.data.augment.crop or config.data.preprocess.resize_wh
+    assert given_wh is not None
+    width, height = given_wh
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randint(0, 256, (size, frames, height, width, 3), dtype=torch.uint8, generator=generator)
     background = torch.randint(0, 256, (size, height, width, 3), dtype=torch.uint8, generator=generator)

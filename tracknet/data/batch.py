@@ -72,7 +72,10 @@ class Batch:
         return block.within(torch.zeros(block.byte_count, dtype=torch.uint8)).batch()
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """Views of at most `size` windows each, in order."""
+        """Views of at most `size` windows each, in order; of no windows none, and where all fit the batch itself."""
+        if 0 < len(self) <= size:
+            yield self
+            return
         for start in range(0, len(self), size):
             yield self._map(itemgetter(slice(start, start + size)))
 

@@ -1,18 +1,15 @@
 """The two data sets of a run: found, checked and decoded."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tracknet.data.augment import training_transform
 from tracknet.data.dataset import WindowDataset
 from tracknet.data.formats import check_game_names, check_sides, read_clips
 from tracknet.data.frames import cache_root, frame_store
+from tracknet.data.games_root import games_root
 from tracknet.data.index import Clip, ClipIndex
-from tracknet.data.prepare import Gather, claim_clips, on_all_ranks, prepare_clips
-from tracknet.data.synthetic import make_rallies
+from tracknet.data.prepare import Gather, claim_clips, of_one_process, on_all_ranks, prepare_clips
 from tracknet.errors import ConfigError, DataError
 from tracknet.schema.data import DataConfig
 
@@ -29,11 +26,7 @@ class Datasets:
     dropped: list[str]  # errors of the clips that `data.on_error=skip` left out
 
 
-def _same_list(items: list[Any]) -> list[Any]:
-    return items
-
-
-def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0, 1), gather: Gather = _same_list) -> Datasets:
+def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0, 1), gather: Gather = of_one_process) -> Datasets:
     """Finds, checks and decodes the clips of both sides. All ranks: holds collectives; all end with the same clips or the same error.
 
     Args:
@@ -45,19 +38,17 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     Raises:
         ConfigError: a key of `data` cannot be honoured with these clips.
         DataError: footage or labels are broken, or one side of the split is empty.
-        UserError: the cache cannot be written.
+        UserError: the cache's folder is none.
     """
     check_game_names([*config.split.train_games, *config.split.val_games])
     cache_dir = on_all_ranks(lambda: cache_root(config.cache_dir), gather)
-    root = _root(config, cache_dir, share, gather)
+    root = games_root(config, [*config.split.train_games, *config.split.val_games], cache_dir, share[0], gather)
     train, train_errors = on_all_ranks(lambda: read_clips(root, config.split.train_games, config.on_error, cache_dir), gather)
     val, val_errors = on_all_ranks(lambda: read_clips(root, config.split.val_games, config.on_error, cache_dir), gather)
     on_all_ranks(lambda: check_sides(train, val), gather)
     if config.on_error == "stop":  # no clip will be left out, so what they cannot agree on shows before hours of decoding
         on_all_ranks(lambda: _input_size(config, train, val), gather)
-    val_store = frame_store(
-        config, None if config.preprocess.resize is None else (config.preprocess.resize[0], config.preprocess.resize[1])
-    )
+    val_store = frame_store(config, config.preprocess.resize_wh)
     train_store = val_store.in_form(config.cache_form)  # for training alone: what scores a model shall be what it meets in a video
     claim_clips(train.clips, train_store)
     claim_clips(val.clips, val_store)
@@ -79,17 +70,6 @@ def build_datasets(config: DataConfig, seed: int, *, share: tuple[int, int] = (0
     return datasets
 
 
-def _root(config: DataConfig, cache_dir: Path, share: tuple[int, int], gather: Gather) -> Path:
-    """The folder with the games; the demo's are made by the first process of each machine while the others wait."""
-    synthetic, games = config.synthetic, [*config.split.train_games, *config.split.val_games]
-    if synthetic is None:
-        assert config.root is not None
-        return Path(config.root)
-    make: Callable[[], Path] = lambda: make_rallies(synthetic, games, cache_dir)  # noqa: E731
-    on_all_ranks(make if share[0] == 0 else lambda: cache_dir, gather)
-    return on_all_ranks(make, gather)
-
-
 def _warn_of(dropped: list[str], kept: int) -> None:
     for message in dropped:
         log.warning("clip skipped (data.on_error=skip): %s", message)
@@ -109,10 +89,11 @@ def _input_size(config: DataConfig, train: ClipIndex, val: ClipIndex) -> tuple[i
         if not index.clips:
             raise DataError(f"data.split.{key}: no usable clip is left in {', '.join(games)}; all were skipped (data.on_error=skip)")
     clips = [*train.clips, *val.clips]
-    if config.preprocess.resize is None:
+    resize_wh = config.preprocess.resize_wh
+    if resize_wh is None:
         other = next((clip for clip in clips if clip.size_wh != clips[0].size_wh), None)
         if other is not None:
             sizes = " and ".join(f"{clip.id} {clip.size_wh[0]}x{clip.size_wh[1]}" for clip in (clips[0], other))
             raise ConfigError(f"data.preprocess.resize: null needs clips of one size, but there are {sizes}; set it to [width, height]")
         return clips[0].size_wh
-    return (config.preprocess.resize[0], config.preprocess.resize[1])
+    return resize_wh

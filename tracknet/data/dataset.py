@@ -92,13 +92,6 @@ class WindowDataset:
         Raises:
             DataError: the cache has lost a clip and it cannot be decoded again.
         """
-        return self._filled(keys, allocate)[0]
-
-    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """As `block`, in memory of this process."""
-        return self._filled(keys, _own_memory)[1]
-
-    def _filled(self, keys: Sequence[tuple[int, int]], allocate: Callable[[int], torch.Tensor]) -> tuple[Block, Batch]:
         block = Block(len(keys), self.window_frames, self.size_wh, self.background)
         block = block.within(allocate(block.byte_count))
         batch, windows = block.batch(), [window for _, window in keys]
@@ -107,7 +100,11 @@ class WindowDataset:
             self._copy(batch, windows)
         else:
             self._augment(batch, keys, self.training)
-        return block, batch
+        return block
+
+    def batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """As `block`, in memory of this process."""
+        return self.block(keys).batch()
 
     def _fill_labels(self, batch: Batch, windows: NDArray[np.int64]) -> None:
         """All but the pictures, as it is without augmentation."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tracknet.data.formats import check_game_names, read_clips
 from tracknet.data.frames import FrameStore, cache_root, frame_store
+from tracknet.data.games_root import games_root
 from tracknet.data.index import Clip
-from tracknet.data.prepare import claim_clips, prepare_clips
-from tracknet.data.synthetic import make_rallies
+from tracknet.data.prepare import claim_clips, of_one_process, prepare_clips
 from tracknet.errors import DataError, UserError
 from tracknet.schema.data import DataConfig
 
@@ -52,8 +52,7 @@ def fill_cache(data: DataConfig) -> Filling:
     """
     sides = [data.split.train_games, data.split.val_games, data.split.test_games]
     check_game_names([game for games in sides for game in games])
-    resize = data.preprocess.resize
-    store = frame_store(data, None if resize is None else (resize[0], resize[1]))
+    store = frame_store(data, data.preprocess.resize_wh)
     stores = [store.in_form(data.cache_form), store, store]
     filling = Filling(store.folder.path, store.folder.limit)
     clips = [_clips(data, games, filling) for games in sides]
@@ -73,8 +72,9 @@ def fill_cache(data: DataConfig) -> Filling:
 def _clips(data: DataConfig, games: Sequence[str], filling: Filling) -> Sequence[Clip]:
     if not games:
         return ()
-    root = Path(data.root or "") if data.synthetic is None else make_rallies(data.synthetic, games, cache_root(data.cache_dir))
-    index, errors = read_clips(root, games, data.on_error, cache_root(data.cache_dir))
+    cache_dir = cache_root(data.cache_dir)
+    root = games_root(data, games, cache_dir, 0, of_one_process)
+    index, errors = read_clips(root, games, data.on_error, cache_dir)
     _skip([str(error) for error in errors], filling)
     return index.clips
 
@@ -90,7 +90,7 @@ def _fill(clips: Sequence[Clip], store: FrameStore, on_error: str, filling: Fill
         return
     before = {clip.id for clip in clips if _holds(store, clip)}
     order = random.SystemRandom().randrange(1, 1 << 32)
-    broken = prepare_clips(clips, store, on_error, (0, 1), lambda items: items, order=order)
+    broken = prepare_clips(clips, store, on_error, (0, 1), of_one_process, order=order)
     _skip(list(broken.values()), filling)
     for clip in clips:
         if clip.id not in broken:

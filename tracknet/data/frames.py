@@ -86,11 +86,11 @@ class FrameStore:
         self._empty_memory()
 
     def _empty_memory(self) -> None:
-        self._kept: OrderedDict[Path, Frame] = OrderedDict()
-        self._unkept: dict[Path, NDArray[Any]] = {}
+        self._backgrounds: OrderedDict[Path, Frame] = OrderedDict()
+        self._derived_in_memory: dict[Path, NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_unkept")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_backgrounds", "_derived_in_memory")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -117,10 +117,11 @@ class FrameStore:
         """
         frames, background = self._paths(clip)
         key = key_of(frames.name)
-        if key not in self.folder.own_keys:
-            self.folder.own_keys.add(key)
-            self.folder.reserved += DERIVED_BYTES * clip.length
-            self.folder.reserved += 0 if os.path.exists(background) else expected_bytes("raw", 1, self.size_wh(clip))
+        if key in self.folder.own_keys:
+            return
+        self.folder.own_keys.add(key)
+        self.folder.reserved += DERIVED_BYTES * clip.length
+        self.folder.reserved += 0 if os.path.exists(background) else expected_bytes("raw", 1, self.size_wh(clip))
         self.folder.touch(frames)
         self.folder.touch(background)
 
@@ -198,9 +199,9 @@ class FrameStore:
             DataError: the cache does not hold it, and the source is broken.
         """
         path = self._paths(clip)[1]
-        if path in self._kept:
-            self._kept.move_to_end(path)
-            return self._kept[path]
+        if path in self._backgrounds:
+            self._backgrounds.move_to_end(path)
+            return self._backgrounds[path]
         stored = self._files.array(path, self._picture_shape(clip), BYTE)
         if stored is not None:
             return stored
@@ -220,14 +221,14 @@ class FrameStore:
             The array, a memory map. Where the cache takes no more of it, the array itself, which is kept in memory: it should be small.
         """
         path = self._paths(clip)[0].with_suffix(f".{name}.npy")
-        if path in self._unkept:
-            return self._unkept[path]
+        if path in self._derived_in_memory:
+            return self._derived_in_memory[path]
         stored = self._files.array(path, (clip.length,), dtype)
         if stored is None:
             made = make()
             stored = self._files.array(path, (clip.length,), dtype) if self.folder.save(path, made) else None
             if stored is None:
-                self._unkept[path] = stored = made
+                self._derived_in_memory[path] = stored = made
         return stored
 
     def _paths(self, clip: Clip) -> tuple[Path, Path]:
@@ -250,7 +251,7 @@ class FrameStore:
         try:
             StoredArray(path, self._picture_shape(clip), BYTE)
         except DamagedError:
-            return path in self._kept
+            return path in self._backgrounds
         return True
 
     def _has_stored(self, clip: Clip, threads: int | None) -> bool:
@@ -283,9 +284,9 @@ class FrameStore:
             self._remember(path, picture)
 
     def _remember(self, path: Path, picture: Frame) -> Frame:
-        self._kept[path] = picture
-        if len(self._kept) > PICTURES_KEPT:
-            self._kept.popitem(last=False)
+        self._backgrounds[path] = picture
+        if len(self._backgrounds) > PICTURES_KEPT:
+            self._backgrounds.popitem(last=False)
         return picture
 
     def _stored(self, clip: Clip) -> StoredFrames | None:

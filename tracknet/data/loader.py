@@ -135,6 +135,11 @@ class EpochLoader:
         """Of all ranks together."""
         return self.sampler.windows_per_step
 
+    @property
+    def starts_workers(self) -> bool:
+        """Whether the next epoch forks worker processes, which inherit what other threads hold at that moment."""
+        return self._loader.num_workers > 0 and not (self._persistent and self._workers.started)
+
     def steps_left(self, windows_seen: int) -> int:
         """Batches of an epoch of which all processes together have seen so many windows; the same on all ranks."""
         return self.sampler.steps_left(windows_seen)

@@ -21,6 +21,11 @@ Result = TypeVar("Result")
 log = logging.getLogger("tracknet")
 
 
+def of_one_process(items: list[Any]) -> list[Any]:
+    """The `Gather` of a process that is alone."""
+    return items
+
+
 def on_all_ranks(work: Callable[[], Result], gather: Gather) -> Result:
     """Does `work` on each rank; if a user's error ends it on any, all raise the first one. All ranks: holds a collective."""
     result, failures = None, []

@@ -2,20 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tracknet.data.formats import check_game_names, read_clips
 from tracknet.data.frames import cache_root
+from tracknet.data.games_root import games_root
 from tracknet.data.index import NO_LABEL, ClipIndex
-from tracknet.data.prepare import Gather, on_all_ranks
-from tracknet.data.synthetic import make_rallies
+from tracknet.data.prepare import Gather, of_one_process, on_all_ranks
 from tracknet.errors import DataError
 from tracknet.schema.data import DataConfig
-
-
-def _same_list(items: list[Any]) -> list[Any]:
-    return items
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Share:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    gather: Gather = _same_list
+    gather: Gather = of_one_process
 
 
 ALONE = Share()
@@ -53,17 +47,8 @@ def read_split(data: DataConfig, games: Sequence[str], share: Share = ALONE) -> 
         DataError: labels are broken, no clip is left, or no frame has a label.
     """
     check_game_names(games)
-    cache_dir = cache_root(data.cache_dir)
-    if data.synthetic is not None:
-        synthetic = data.synthetic
-        if share.local_rank == 0:
-            on_all_ranks(lambda: make_rallies(synthetic, games, cache_dir), share.gather)
-        else:
-            on_all_ranks(lambda: cache_dir, share.gather)
-        root = on_all_ranks(lambda: make_rallies(synthetic, games, cache_dir), share.gather)
-    else:
-        assert data.root is not None
-        root = Path(data.root)
+    cache_dir = on_all_ranks(lambda: cache_root(data.cache_dir), share.gather)
+    root = games_root(data, games, cache_dir, share.local_rank, share.gather)
     index, errors = on_all_ranks(lambda: read_clips(root, games, data.on_error, cache_dir), share.gather)
     check_usable(index, games)
     return index, [f"clip skipped (data.on_error=skip): {error}" for error in errors]

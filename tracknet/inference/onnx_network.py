@@ -72,7 +72,7 @@ class OnnxNetwork:
             ValueError: another size, type or number of pictures than the network's.
             UserError: out of memory.
         """
-        given = {"frames": frames} | ({} if background is None else {"background": background})
+        given = _inputs(frames, background)
         if given.keys() != self._shapes.keys():
             raise ValueError(f"the network takes {'a' if self.config.background else 'no'} background picture beside the frames")
         for name, tensor in given.items():
@@ -81,8 +81,12 @@ class OnnxNetwork:
         return logits_of(self._logits, frames, background)
 
     def _logits(self, frames: Tensor, background: Tensor | None, dropout_keys: Tensor | None) -> Tensor:
-        given = {"frames": frames} | ({} if background is None else {"background": background})
-        return torch.from_numpy(_run(self._session, given))
+        return torch.from_numpy(_run(self._session, _inputs(frames, background)))
+
+
+def _inputs(frames: Tensor, background: Tensor | None) -> dict[str, Tensor]:
+    """By their names in the file."""
+    return {"frames": frames} | ({} if background is None else {"background": background})
 
 
 def _run(session: Any, given: dict[str, Tensor]) -> Any:

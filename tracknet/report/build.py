@@ -10,7 +10,7 @@ import numpy as np
 
 from tracknet.data.frames import frame_store
 from tracknet.data.index import ClipIndex
-from tracknet.data.prepare import prepare_clips
+from tracknet.data.prepare import of_one_process, prepare_clips
 from tracknet.errors import ConfigError, DataError, UserError
 from tracknet.evaluation.detection import Detections
 from tracknet.evaluation.from_file import PREDICTIONS, SCORES
@@ -116,8 +116,7 @@ def _read_evaluation(folder: Path, config: Config) -> tuple[Evaluation, list[str
     if not own.issuperset(games):
         others = ", ".join(sorted(set(games) - own))
         return Evaluation(scores, [], [], about), [f"There are no pictures: {others} is none of the run's games."]
-    resize = config.data.preprocess.resize
-    source = Source(config.data, games, None if resize is None else (resize[0], resize[1]))
+    source = Source(config.data, games, config.data.preprocess.resize_wh)
     try:
         galleries, maps = _pictures(folder / PREDICTIONS, source)
     except (ConfigError, DataError) as error:
@@ -150,7 +149,7 @@ def _pictures(path: Path, source: Source) -> tuple[list[Gallery], list[Any]]:
     index, _ = read_split(source.data, source.games)
     predictions, _ = fit_to_labels(read_predictions(path), index, path)
     store = frame_store(source.data, source.input_wh)
-    index = index.without(prepare_clips(index.clips, store, source.data.on_error, (0, 1), lambda items: items))
+    index = index.without(prepare_clips(index.clips, store, source.data.on_error, (0, 1), of_one_process))
     detections, visible = _of_index(predictions, index)
     verdicts = judge(index, detections, visible)
     galleries = []

@@ -22,6 +22,11 @@ class PreprocessConfig:
     normalize: bool = True  # subtract the ImageNet mean and divide by its deviation, on the device
     flip_prob: float = bounded(0.0, low=0.0, high=1.0)  # left-right
 
+    @property
+    def resize_wh(self) -> tuple[int, int] | None:
+        """`resize` as a pair, px; None keeps the original size."""
+        return None if self.resize is None else (self.resize[0], self.resize[1])
+
 
 @dataclass
 class SequenceConfig:

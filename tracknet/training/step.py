@@ -168,8 +168,7 @@ class TrainingStep:
         out_of_memory = False
         try:
             self._gradients.clear()
-            parts = batch.split(size) if len(batch) > size else [batch] * bool(len(batch))
-            losses = [self._summed_loss.backward(part, step) for part in parts]
+            losses = [self._summed_loss.backward(part, step) for part in batch.split(size)]
             per_sample = torch.cat(losses).to(accumulation_dtype(self._ranks.device)) if losses else torch.zeros(0)
             loss = per_sample.sum().item()  # one wait for the device, whatever the number of micro-batches
             bad = [] if math.isfinite(loss) else (~torch.isfinite(per_sample)).nonzero()[:, 0].tolist()

@@ -126,13 +126,11 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch | UserError]:
         """The batches of the steps still to make, or why one cannot be had; ends early when patience does."""
-        position, loading = self._state.position, self._config.data_loader
-        begun = False
+        position = self._state.position
         while not self._is_over():
             self._set_backbone_phase(position.epoch)
-            if loading.num_workers and not (begun and loading.persistent_workers):
+            if self._loader.starts_workers:
                 self._tell_of(self._settle_previews)  # a worker forked now would inherit what the drawing thread holds
-            begun = True
             for batch in self._loader.epoch(position.epoch, position.windows_seen):
                 yield batch
                 if self._is_over():

@@ -62,10 +62,11 @@ def build_cfg(
         ConfigError: any other mistake in the files, overrides or arguments.
     """
     names = {"data": data_name, "model": model_name, "training": training_name}
-    return _seeded(named_cfg(names, overrides, seed, output_dir, dry_run))
+    return seeded(named_cfg(names, overrides, seed, output_dir, dry_run))
 
 
-def _seeded(cfg: DictConfig) -> DictConfig:
+def seeded(cfg: DictConfig) -> DictConfig:
+    """The same, once all generators are seeded with its seed; imports torch."""
     seed_everything(cfg.runtime.seed)
     return cfg
 
@@ -98,7 +99,7 @@ def saved_cfg(
     Raises:
         ConfigError: the file is no saved configuration, or any mistake in it or the overrides.
     """
-    return _seeded(rebuilt_cfg(path, overrides, seed, output_dir, dry_run))
+    return seeded(rebuilt_cfg(path, overrides, seed, output_dir, dry_run))
 
 
 def rebuilt_cfg(

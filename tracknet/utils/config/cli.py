@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tracknet.errors import ConfigError
-from tracknet.utils.config.build import DEFAULT_NAMES, build_cfg, named_cfg, rebuilt_cfg, saved_cfg
+from tracknet.utils.config.build import DEFAULT_NAMES, named_cfg, rebuilt_cfg, seeded
 
 
 class _ChooseYaml(argparse.Action):
@@ -46,8 +46,7 @@ def cfg_from_arguments(arguments: argparse.Namespace, overrides: Sequence[str]) 
         raise ConfigError(f"--config and {arguments.chosen_yaml[0]} exclude each other: a saved configuration is whole")
     common: dict[str, Any] = {"seed": arguments.seed, "output_dir": arguments.output_dir, "dry_run": arguments.dry_run}
     if arguments.config is not None:
-        return (rebuilt_cfg if arguments.dry_run else saved_cfg)(arguments.config, overrides, **common)
-    names = {category: getattr(arguments, category) for category in DEFAULT_NAMES}
-    if arguments.dry_run:
-        return named_cfg(names, overrides, **common)
-    return build_cfg(arguments.data, arguments.model, arguments.training, overrides, **common)
+        cfg = rebuilt_cfg(arguments.config, overrides, **common)
+    else:
+        cfg = named_cfg({category: getattr(arguments, category) for category in DEFAULT_NAMES}, overrides, **common)
+    return cfg if arguments.dry_run else seeded(cfg)
