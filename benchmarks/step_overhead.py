@@ -110,9 +110,8 @@ def report(exact: list[Block], plain: list[Block], steps: int) -> None:
     print(f"ratio of time:     {ratio(exact_s, plain_s)}")
     print(f"ratio of CPU time: {ratio([block.cpu_s for block in exact], [block.cpu_s for block in plain])}")
     print(f"ratio of time of the fastest quarter of each: {quantiles(exact_s)[0] / quantiles(plain_s)[0]:.3f}")
-    print(
-        f"noise (time of a plain block beside the next plain one), half of them: {middle_half([one / next_one for one, next_one in pairwise(plain_s)])}"
-    )
+    neighbours = [one / next_one for one, next_one in pairwise(plain_s)]
+    print(f"noise (time of a plain block beside the next plain one), half of them: {middle_half(neighbours)}")
 
 
 def ratio(mine: list[float], other: list[float]) -> str:

@@ -138,8 +138,12 @@ def test_two_machines_with_one_number_are_told(monkeypatch: pytest.MonkeyPatch) 
     one = threading.Thread(target=join, args=[process(0, 0)], daemon=True)
     one.start()
     time.sleep(0.05)
-    threading.Thread(target=join, args=[replace(process(0, 1), host="node-7")], daemon=True).start()
+    other = threading.Thread(target=join, args=[replace(process(0, 1), host="node-7")], daemon=True)
+    other.start()
     one.join(timeout=20)
+    Meeting(store, process(1, 0), 2).meet()  # else the other would wait, and say so, while later tests look at what is logged
+    other.join(timeout=20)
+    assert not other.is_alive()
     assert errors == [
         "another process, on node-7, has joined as rank 0: give each machine a --machine_rank (MACHINE_RANK) of its own, "
         "and start each machine once"
